@@ -1,0 +1,62 @@
+# Two commands on a new machine: make setup, make demo. Everything else: make help
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup engine-up engine-down images images-tests fmt lint type test-unit test check demo up bench clean
+
+BIN := .venv/bin
+STAMP := .venv/.stamp
+PROJECTS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml)
+IMAGES := $(BIN)/python scripts/images.py
+WITH_ENGINE := scripts/with-engine.sh
+# The whole test run in seconds. INT lets pytest end its fixtures and print its summary.
+TEST_DEADLINE := 1500
+PYTEST_FLAGS ?=
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP) ## make .venv with all packages and tools
+$(STAMP): constraints.txt requirements-dev.txt $(PROJECTS)
+	@scripts/venv.sh && touch $@
+
+engine-up: ## start a private Docker engine, unless one answers
+	@scripts/engine.sh up
+
+engine-down: ## stop the private Docker engine; its images stay
+	@scripts/engine.sh down
+
+images: $(STAMP) ## build the images of the tool servers
+	@$(WITH_ENGINE) $(IMAGES)
+
+images-tests: $(STAMP) ## build also the images that only the tests use
+	@$(WITH_ENGINE) $(IMAGES) --with-tests
+
+fmt: $(STAMP) ## format the code and repair what ruff can repair
+	@$(BIN)/ruff check --fix-only --quiet . && $(BIN)/ruff format .
+
+lint: $(STAMP) ## check format, code and import directions
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports
+
+type: $(STAMP) ## check types, strictly
+	@$(BIN)/mypy
+
+test-unit: $(STAMP) ## run the tests that need neither NATS nor Docker
+	@$(BIN)/pytest tests/unit $(PYTEST_FLAGS)
+
+test: $(STAMP) ## run all tests
+	@$(WITH_ENGINE) sh -c '$(IMAGES) --with-tests && exec timeout --foreground -s INT -k 30 $(TEST_DEADLINE) $(BIN)/pytest $(PYTEST_FLAGS)'
+
+check: lint type test ## everything that must pass before a commit
+
+demo: $(STAMP) ## show the product at work, then leave nothing running
+	@$(WITH_ENGINE) sh -c '$(IMAGES) && exec $(BIN)/python -m standalone demo'
+
+up: $(STAMP) ## run everything on this machine until Ctrl-C
+	@$(WITH_ENGINE) sh -c '$(IMAGES) && exec $(BIN)/python -m standalone up'
+
+bench: $(STAMP) ## measure latency and throughput
+	@$(WITH_ENGINE) sh -c '$(IMAGES) --with-tests && exec $(BIN)/python -m benchmarks'
+
+clean: ## stop the engine and remove everything that was made
+	@scripts/engine.sh down --purge
+	@rm -rf .venv .run .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis && find . -name .git -prune -o '(' -name __pycache__ -o -name '*.egg-info' ')' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What the services share. Import the modules; this package exports nothing by itself."""

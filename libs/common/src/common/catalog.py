@@ -1,0 +1,238 @@
+"""The catalog: which servers there are and how each is run.
+
+`servers.yaml` is parsed here, with every fault in one message, each with its line. `common.registry` stores
+the entries and watches them. docs/catalog.md describes every field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from common import subjects
+from common.errors import BrokenError
+
+SecretRef = Annotated[str, StringConstraints(pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.+)$")]
+Scope = Literal["shared", "session", "call"]
+
+
+class CatalogFault(BrokenError):
+    """The catalog file cannot be used; the message lists every fault with file and line."""
+
+    type = "catalog_fault"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PoolSize(_Part):
+    min: int = Field(default=1, ge=0, le=1000)
+    """Containers kept ready."""
+    max: int = Field(default=4, ge=1, le=1000)
+    """Containers of this server on one worker, ready and in use."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is above max ({self.max})")
+        return self
+
+
+class ContainerLimits(_Part):
+    memory_mb: int = Field(default=256, ge=16)
+    cpus: float = Field(default=1.0, gt=0)
+    pids: int = Field(default=64, ge=8)
+    tmpfs_mb: int = Field(default=64, ge=1)
+    """Size of /tmp. Charged to memory_mb, so it must be smaller."""
+
+    @model_validator(mode="after")
+    def _tmpfs_fits(self) -> Self:
+        if self.tmpfs_mb >= self.memory_mb:
+            raise ValueError(f"tmpfs_mb ({self.tmpfs_mb}) must be below memory_mb ({self.memory_mb})")
+        return self
+
+
+class Timeouts(_Part):
+    start_s: float = Field(default=20.0, gt=0, le=600)
+    """From creating a container to its answered handshake."""
+    queue_s: float = Field(default=600.0, gt=0, le=86_400)
+    """Schedule-to-start: how long a job may wait for a worker."""
+    job_ms: int | None = Field(default=None, ge=1, le=86_400_000)
+    """Start-to-close; unset means the gateway's JOB_TIMEOUT_MS."""
+    idle_s: float = Field(default=300.0, gt=0)
+    """How long a leased container may be idle before it is removed."""
+
+
+class Concurrency(_Part):
+    per_container: int = Field(default=8, ge=1)
+    """Calls at once in one container; 1 or more only with scope `shared`."""
+    per_worker: int = Field(default=10, ge=1)
+    cluster: int = Field(default=1000, ge=1)
+
+
+class ToolOverride(_Part):
+    """What the operator knows better than the server's own hints."""
+
+    read_only: bool | None = None
+    idempotent: bool | None = None
+    timeout_ms: int | None = Field(default=None, ge=1, le=86_400_000)
+
+
+class ServerSpec(_Part):
+    """One server of the catalog."""
+
+    kind: Literal["mcp", "exec"] = "mcp"
+    description: str = ""
+    image: str = Field(min_length=1)
+    command: list[str] | None = None
+    """Replaces the image's command."""
+    env: dict[str, str] = Field(default_factory=dict)
+    secrets: dict[str, SecretRef] = Field(default_factory=dict)
+    """Environment variables by reference, `env:NAME` or `file:/path`, resolved on the worker, never stored."""
+    scope: Scope = "shared"
+    pool: PoolSize = Field(default_factory=PoolSize)
+    limits: ContainerLimits = Field(default_factory=ContainerLimits)
+    network: str = "none"
+    runtime: str | None = None
+    """OCI runtime known to the engine, such as `runsc`; unset means the engine's default."""
+    timeouts: Timeouts = Field(default_factory=Timeouts)
+    concurrency: Concurrency = Field(default_factory=Concurrency)
+    tools: dict[str, ToolOverride] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _exec_is_never_shared(self) -> Self:
+        if self.kind == "exec" and self.scope == "shared":
+            raise ValueError("scope must be session or call when kind is exec: commands keep files")
+        return self
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when containers of this entry would be other ones: then pools are rebuilt, listings renewed."""
+        facts = self.model_dump(include={"kind", "image", "command", "env", "secrets", "limits", "network", "runtime"})
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def timeout_ms(self, tool: str, default_ms: int) -> int:
+        override = self.tools.get(tool)
+        return (override.timeout_ms if override else None) or self.timeouts.job_ms or default_ms
+
+    def repeatable(self, tool: str, annotations: dict[str, Any]) -> bool:
+        """May a second attempt of this tool run? The operator's word, else the server's hints; absent means no."""
+        override = self.tools.get(tool, ToolOverride())
+        read_only = override.read_only if override.read_only is not None else annotations.get("readOnlyHint") is True
+        idempotent = (
+            override.idempotent if override.idempotent is not None else annotations.get("idempotentHint") is True
+        )
+        return read_only or idempotent
+
+
+Catalog = dict[str, ServerSpec]
+
+
+def parse(text: str, source: str) -> Catalog:
+    """Read the text of a catalog file; `source` names it in faults.
+
+    Raises:
+        CatalogFault: listing every fault as `source:line: where: what`.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as exc:
+        mark = getattr(exc, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        raise CatalogFault(f"{source}:{line}: not YAML: {getattr(exc, 'problem', None) or exc}") from exc
+    faults: list[tuple[int, str]] = []
+    servers = _member(root, "servers")
+    if not isinstance(servers, yaml.MappingNode):
+        raise CatalogFault(f"{source}:1: the file must have a mapping named 'servers'")
+    assert isinstance(root, yaml.MappingNode)
+    for key, _ in root.value:
+        if key.value != "servers":
+            faults.append((key.start_mark.line + 1, f"{key.value}: unknown; the only top-level name is 'servers'"))
+    faults += _repeated_keys(root)
+    catalog: Catalog = {}
+    for key, node in servers.value:
+        line = key.start_mark.line + 1
+        name = str(key.value)
+        if not subjects.SERVER_NAME.match(name):
+            faults.append((line, f"{name}: a name is 1-32 of a-z, 0-9, - and _, starting with a letter or digit"))
+            continue
+        try:
+            catalog[name] = ServerSpec.model_validate(_plain(node))
+        except ValidationError as exc:
+            for fault in exc.errors(include_url=False):
+                path = [str(part) for part in fault["loc"]]
+                faults.append((_line_of(node, path) or line, f"{'.'.join([name, *path])}: {fault['msg']}"))
+    if faults:
+        lines = [f"{source}:{line}: {what}" for line, what in sorted(set(faults))]
+        raise CatalogFault(f"{len(lines)} fault(s) in the catalog:\n" + "\n".join(lines))
+    return catalog
+
+
+def read(path: Path) -> Catalog:
+    """`parse` of a file.
+
+    Raises:
+        CatalogFault: also if the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise CatalogFault(f"{path}: cannot be read: {exc}") from exc
+    return parse(text, str(path))
+
+
+def _plain(node: yaml.Node) -> Any:
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _member(node: yaml.Node | None, name: str) -> yaml.Node | None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value == name:
+                found: yaml.Node = value
+                return found
+    return None
+
+
+def _line_of(node: yaml.Node, path: list[str]) -> int | None:
+    """The line of the deepest key or item on `path` that the file has."""
+    line = None
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((k, v) for k, v in node.value if k.value == part), None)
+            if pair is None:
+                break
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
+            node = node.value[int(part)]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def _repeated_keys(node: yaml.Node) -> list[tuple[int, str]]:
+    """YAML readers let the last of two equal keys win in silence; here it is a fault."""
+    faults: list[tuple[int, str]] = []
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                faults.append((line, f"{key.value}: repeated; first on line {seen[key.value]}"))
+            seen.setdefault(key.value, line)
+            faults += _repeated_keys(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            faults += _repeated_keys(item)
+    return faults

@@ -1,0 +1,116 @@
+"""A session's events as one client needs them: in order, without a gap, without a repeat.
+
+Live messages come over core NATS, which may drop them: on a reconnect, when this process is slow, when the
+client is. Every such case ends in the same place: the feed reads on from the store after the last number
+that it delivered, and then goes live again. So the buffer is bounded and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, NamedTuple
+
+from nats.aio.msg import Msg
+
+from common import headers, metrics
+from common.errors import StoreUnavailable, UndecodableMessage
+from common.log import get
+from common.schema import Event
+
+if TYPE_CHECKING:
+    from common.bus import Bus
+
+_log = get(__name__)
+
+BUFFERED_EVENTS = 256
+"""Live events held for a client that reads slowly; beyond it the feed reads from the store."""
+REPLAY_RETRY_S = 0.25
+REPLICA_LAG_S = 2.0
+"""How long an event seen live may be missing from the replica that answers a read."""
+
+
+class StoredEvent(NamedTuple):
+    """An event and its number in SESSIONS, which grows along a session."""
+
+    seq: int
+    event: Event
+
+
+class SessionFeed:
+    """Iterate to get events. Made by `Bus.subscribe_session()`, for one reader."""
+
+    def __init__(self, bus: Bus, session: str, after: int) -> None:
+        self._bus = bus
+        self._session = session
+        self._delivered = after
+        self._newest = after
+        self._behind = True
+        """Live messages are not buffered: the store has to be read first."""
+        self._buffer: asyncio.Queue[tuple[int, int, bytes] | None] = asyncio.Queue(BUFFERED_EVENTS)
+
+    async def on_message(self, msg: Msg) -> None:
+        """A republished event came in. Never waits, so that NATS's own buffer stays empty."""
+        fields = msg.headers or {}
+        seq = int(fields[headers.SEQUENCE])
+        self._newest = max(self._newest, seq)
+        if self._behind:
+            return
+        try:
+            self._buffer.put_nowait((seq, int(fields[headers.LAST_SEQUENCE]), msg.data))
+        except asyncio.QueueFull:
+            self._behind = True
+
+    def resync(self) -> None:
+        """Live messages may have been lost: read the store before going on."""
+        self._behind = True
+        if self._buffer.empty():
+            self._buffer.put_nowait(None)  # wakes the reader
+
+    async def __aiter__(self) -> AsyncGenerator[StoredEvent]:
+        while True:
+            if self._behind and self._buffer.empty():
+                self._behind = False  # from here on live messages are buffered again
+                async for stored in self._read_store(upto=self._newest):
+                    yield stored
+                continue
+            item = await self._buffer.get()
+            if item is None or item[0] <= self._delivered:
+                continue
+            seq, previous, data = item
+            if previous > self._delivered:
+                # The job's event before this one never came.
+                self._behind = True
+                self._drop_buffer()
+                continue
+            self._delivered = seq
+            try:
+                event = Event.decode(data)
+            except UndecodableMessage as exc:
+                metrics.EVENTS_UNDECODABLE.inc()
+                _log.warning("event skipped", session=self._session, seq=seq, reason=exc.message)
+                continue
+            yield StoredEvent(seq, event)
+
+    async def _read_store(self, upto: int) -> AsyncGenerator[StoredEvent]:
+        """Everything after the last delivered event, at least to number `upto`, which was seen live.
+
+        Waits out a store that is away. A replica that lags is asked again for a while; then number `upto` is
+        taken to have been deleted.
+        """
+        lag_until = asyncio.get_running_loop().time() + REPLICA_LAG_S
+        while True:
+            try:
+                async for stored in self._bus.replay_session(self._session, self._delivered):
+                    self._delivered = stored.seq
+                    yield stored
+                if self._delivered >= upto or asyncio.get_running_loop().time() > lag_until:
+                    return
+            except StoreUnavailable as exc:
+                lag_until = asyncio.get_running_loop().time() + REPLICA_LAG_S
+                _log.info("replay waits for the store", session=self._session, reason=exc.message)
+            await asyncio.sleep(REPLAY_RETRY_S)
+
+    def _drop_buffer(self) -> None:
+        while not self._buffer.empty():
+            self._buffer.get_nowait()

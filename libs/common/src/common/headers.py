@@ -1,0 +1,40 @@
+"""Header names on the bus. Those of NATS are NATS's own; ours carry no prefix clash with them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MSG_ID: Final = "Nats-Msg-Id"
+"""Deduplication key of a publish (the stream's duplicate window)."""
+
+EXPECTED_LAST_SUBJECT_SEQUENCE: Final = "Nats-Expected-Last-Subject-Sequence"
+"""Fence: the store refuses the publish unless this is the subject's last sequence."""
+
+SUBJECT: Final = "Nats-Subject"
+"""On a republished or directly read message: the subject it was stored under."""
+
+SEQUENCE: Final = "Nats-Sequence"
+"""On a republished or directly read message: its number in the stream."""
+
+LAST_SEQUENCE: Final = "Nats-Last-Sequence"
+"""On a republished message: the number of the message before it on the same subject, 0 if none."""
+
+STATUS: Final = "Status"
+"""Status line of a reply without a body: 204 end of batch, 404 none, 408 expired, 409 conflict, 503 no responders."""
+
+DESCRIPTION: Final = "Description"
+
+NUM_PENDING: Final = "Nats-Num-Pending"
+"""On the end of a batched direct get: how many messages match beyond it."""
+
+PENDING_MESSAGES: Final = "Nats-Pending-Messages"
+"""On a 408 or 409 of a pull: how many of the asked messages will not come."""
+
+TRACEPARENT: Final = "traceparent"
+"""W3C trace context of the request that a job came from."""
+
+ACK_SUBJECT: Final = "Orchestrator-Ack-Subject"
+"""On a handoff: where the job's delivery is acknowledged."""
+
+DELIVERED: Final = "Orchestrator-Delivered"
+"""On a handoff: how often the store had delivered the job."""

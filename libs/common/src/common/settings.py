@@ -1,0 +1,68 @@
+"""Reading settings: one frozen class per service, all faults reported together.
+
+Names in the environment are the field names in upper case. Units stand in the names.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal, TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from common.streams import Limits
+
+EXIT_BAD_SETTINGS = 2
+
+
+class BusSettings(BaseSettings):
+    """What every service needs to reach NATS and to agree on the layout."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", case_sensitive=False)
+
+    nats_url: str = "nats://127.0.0.1:4222"
+    """Comma-separated addresses of the NATS servers; credentials may stand in the URL."""
+    nats_replicas: int = Field(default=1, ge=1, le=5)
+    """Copies of every stream: 3 in production."""
+    queue_limit: int = Field(default=100, ge=1, le=100_000)
+    """Jobs of one session that may wait or run on one server."""
+    resume_window_s: float = Field(default=3600, ge=1)
+    """How long events can be replayed after a reconnect."""
+    session_ttl_s: float = Field(default=86_400, ge=1)
+    """How long a session is known after it was last opened."""
+    lease_ttl_s: float = Field(default=30, ge=1)
+    """How long a lease outlives its last renewal."""
+    ack_wait_s: float = Field(default=30, ge=1)
+    """Heartbeat timeout of a running job: after this long without one the job is delivered again."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "console"] = "auto"
+    """`auto` is `console` on a terminal and `json` otherwise."""
+
+    def limits(self) -> Limits:
+        return Limits(
+            queue_limit=self.queue_limit,
+            resume_window_s=self.resume_window_s,
+            session_ttl_s=self.session_ttl_s,
+            lease_ttl_s=self.lease_ttl_s,
+            replicas=self.nats_replicas,
+        )
+
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+def load(cls: type[S]) -> S:
+    """Read `cls` from the environment, or say everything that is wrong with it and exit with code 2."""
+    try:
+        return cls()
+    except ValidationError as exc:
+        lines = [f"{cls.__name__}: {exc.error_count()} setting(s) cannot be used:"]
+        for fault in exc.errors(include_url=False):
+            name = "_".join(str(part) for part in fault["loc"]).upper() or "(combination)"
+            # The value is left out when it may be a secret, as all values together may; the name tells enough.
+            shown = "" if "KEY" in name or "URL" in name or not fault["loc"] else f" (got {fault['input']!r})"
+            lines.append(f"  {name}: {fault['msg']}{shown}")
+        print("\n".join(lines), file=sys.stderr)
+        raise SystemExit(EXIT_BAD_SETTINGS) from None

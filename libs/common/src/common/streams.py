@@ -1,0 +1,198 @@
+"""The streams, consumers and key-value buckets, and how they are made. No other module spells their names.
+
+Source: docs/architecture.md, "NATS layout". Every one of them is bounded in size, in count or in age.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any, Final
+
+from nats.js import JetStreamContext
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DiscardPolicy,
+    RePublish,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
+from nats.js.errors import NotFoundError
+
+from common import subjects
+from common.errors import StreamConflict
+
+JOBS: Final = "JOBS"
+SESSIONS: Final = "SESSIONS"
+DEAD_LETTERS: Final = "DEAD_LETTERS"
+
+SERVERS_BUCKET: Final = "servers"
+TOOLS_BUCKET: Final = "tools"
+LEASES_BUCKET: Final = "leases"
+SESSIONS_BUCKET: Final = "sessions"
+
+_GIB: Final = 1024**3
+_HOUR_S: Final = 3600.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The bounds of the streams that an operator may set."""
+
+    queue_limit: int = 100
+    """Jobs of one session that may wait or run on one server; the next one is refused by the store."""
+    resume_window_s: float = _HOUR_S
+    """How long an event can be replayed."""
+    job_retention_s: float = 24 * _HOUR_S
+    """Backstop age of a job message. The queue deadline itself is in the job: a stream's max_age would also
+    drop jobs that run (docs/adr/0003)."""
+    session_ttl_s: float = 24 * _HOUR_S
+    """How long a session is known after it was last opened."""
+    lease_ttl_s: float = 30.0
+    """After this long without a renewal a lease is free."""
+    lease_memory_s: float = _HOUR_S
+    """How long a lapsed lease is remembered, so that the next call can say `state_lost`."""
+    replicas: int = 1
+
+
+def stream_configs(limits: Limits) -> list[StreamConfig]:
+    """The configuration of every stream, KV buckets included."""
+    return [
+        StreamConfig(
+            name=JOBS,
+            subjects=[subjects.ALL_JOBS],
+            retention=RetentionPolicy.WORK_QUEUE,
+            storage=StorageType.FILE,
+            discard=DiscardPolicy.NEW,
+            discard_new_per_subject=True,
+            max_msgs_per_subject=limits.queue_limit,
+            max_age=limits.job_retention_s,
+            max_bytes=2 * _GIB,
+            duplicate_window=120.0,
+            allow_direct=True,
+            num_replicas=limits.replicas,
+        ),
+        StreamConfig(
+            name=SESSIONS,
+            subjects=[subjects.ALL_EVENTS],
+            retention=RetentionPolicy.LIMITS,
+            storage=StorageType.FILE,
+            discard=DiscardPolicy.OLD,
+            max_age=limits.resume_window_s,
+            max_bytes=4 * _GIB,
+            duplicate_window=limits.resume_window_s,
+            allow_direct=True,
+            republish=RePublish(src=subjects.ALL_EVENTS, dest=subjects.LIVE_TEMPLATE),
+            num_replicas=limits.replicas,
+        ),
+        StreamConfig(
+            name=DEAD_LETTERS,
+            subjects=[subjects.ALL_DEAD],
+            retention=RetentionPolicy.LIMITS,
+            storage=StorageType.FILE,
+            discard=DiscardPolicy.OLD,
+            max_age=7 * 24 * _HOUR_S,
+            max_bytes=1 * _GIB,
+            allow_direct=True,
+            duplicate_window=120.0,
+            num_replicas=limits.replicas,
+        ),
+        _bucket_config(SERVERS_BUCKET, limits),
+        _bucket_config(TOOLS_BUCKET, limits),
+        _bucket_config(LEASES_BUCKET, limits, marker_ttl_s=limits.lease_memory_s),
+        _bucket_config(SESSIONS_BUCKET, limits, max_age_s=limits.session_ttl_s),
+    ]
+
+
+def _bucket_config(
+    bucket: str, limits: Limits, *, max_age_s: float = 0, marker_ttl_s: float | None = None
+) -> StreamConfig:
+    """A KV bucket is a stream of this form (NATS ADR-8); made here so that conflicts are found the same way."""
+    return StreamConfig(
+        name=f"KV_{bucket}",
+        subjects=[f"$KV.{bucket}.>"],
+        retention=RetentionPolicy.LIMITS,
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.NEW,
+        max_msgs_per_subject=1,
+        max_age=max_age_s,
+        max_bytes=_GIB // 4,
+        duplicate_window=min(120.0, max_age_s or 120.0),
+        allow_rollup_hdrs=True,
+        deny_delete=True,
+        allow_direct=True,
+        allow_msg_ttl=True if marker_ttl_s else None,
+        subject_delete_marker_ttl=marker_ttl_s,
+        num_replicas=limits.replicas,
+    )
+
+
+def consumer_config(server: str, max_in_flight: int, ack_wait_s: float) -> ConsumerConfig:
+    """The durable consumer of one server on JOBS.
+
+    `max_in_flight` is the cluster-wide concurrency of the server. Deliveries are not limited here: handing a
+    job back counts as one, so attempts are counted by `started` events instead (docs/adr/0002).
+    """
+    return ConsumerConfig(
+        durable_name=server,
+        filter_subject=subjects.jobs_of_server(server),
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=ack_wait_s,
+        max_deliver=-1,
+        max_ack_pending=max_in_flight,
+        max_waiting=512,
+    )
+
+
+async def ensure_streams(js: JetStreamContext, limits: Limits) -> str:
+    """Make what is missing; leave what is there. Returns the epoch of the numbering of SESSIONS.
+
+    The epoch changes when the stream is made anew, so that a client's number from before is not mistaken
+    for one of now.
+
+    Raises:
+        StreamConflict: if a stream exists with settings other than ours.
+    """
+    epoch = ""
+    for config in stream_configs(limits):
+        assert config.name is not None
+        try:
+            info = await js.stream_info(config.name)
+        except NotFoundError:
+            await js.add_stream(config)
+            info = await js.stream_info(config.name)
+        differences = _differences(config, info.config)
+        if differences:
+            raise StreamConflict(config.name, differences)
+        if config.name == SESSIONS:
+            epoch = hashlib.sha256(str(info.created).encode()).hexdigest()[:12]
+    return epoch
+
+
+async def ensure_consumer(js: JetStreamContext, config: ConsumerConfig) -> None:
+    """Make the consumer, or bring its limits up to date. JetStream keeps its position either way."""
+    await js.add_consumer(JOBS, config)
+
+
+def _differences(wanted: StreamConfig, have: StreamConfig) -> dict[str, tuple[Any, Any]]:
+    """What differs among the settings that we state; fields that we leave unset are the server's business."""
+    differences = {}
+    actual = asdict(have)
+    for field, value in asdict(wanted).items():
+        if value is None or (isinstance(value, dict) and not any(value.values())):
+            continue
+        want, got = _plain(value), _plain(actual[field])
+        if want != got:
+            differences[field] = (got, want)
+    return differences
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if v}
+    return value

@@ -1,0 +1,108 @@
+"""Every NATS subject, and what may stand in one. No other module spells a subject.
+
+Source: docs/architecture.md, "NATS layout". A token never holds a dot, a wildcard or a space, so a
+name that came from outside cannot widen a subject.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from typing import Final
+
+from common.errors import InvalidParams
+
+# \Z, not $: $ also matches before a trailing line feed, which would end a line of the NATS protocol.
+TOKEN: Final = re.compile(r"^[A-Za-z0-9_-]{1,64}\Z")
+SERVER_NAME: Final = re.compile(r"^[a-z0-9][a-z0-9_-]{0,31}\Z")
+
+ALL_JOBS: Final = "jobs.*.*"
+ALL_EVENTS: Final = "sessions.*.*"
+ALL_DEAD: Final = "dead.*.*"
+ALL_CANCELS: Final = "cancel.*.*"
+ALL_CLOSES: Final = "close.*"
+LIVE_TEMPLATE: Final = "live.{{wildcard(1)}}.{{wildcard(2)}}"
+
+
+def new_session_id() -> str:
+    """96 random bits: a session id is an address that must not be guessed."""
+    return secrets.token_hex(12)
+
+
+def new_job_id() -> str:
+    """Milliseconds, then 48 random bits, so that ids sort by the time of their making."""
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(6)}"
+
+
+def new_worker_id() -> str:
+    return f"w-{secrets.token_hex(4)}"
+
+
+def token(value: str, name: str) -> str:
+    """`value` itself, if it may stand in a subject.
+
+    Raises:
+        InvalidParams: if it is empty, longer than 64 or holds anything but letters, digits, - and _.
+    """
+    if not TOKEN.match(value):
+        raise InvalidParams(
+            "invalid params", [{"path": f"$.{name}", "message": "must be 1-64 letters, digits, - or _"}]
+        )
+    return value
+
+
+def jobs(server: str, session: str) -> str:
+    return f"jobs.{server}.{session}"
+
+
+def jobs_of_server(server: str) -> str:
+    return f"jobs.{server}.*"
+
+
+def jobs_of_session(session: str) -> str:
+    return f"jobs.*.{session}"
+
+
+def event(session: str, job: str) -> str:
+    return f"sessions.{session}.{job}"
+
+
+def events_of_session(session: str) -> str:
+    return f"sessions.{session}.*"
+
+
+def live_of_session(session: str) -> str:
+    return f"live.{session}.*"
+
+
+def dead(server: str, session: str) -> str:
+    return f"dead.{server}.{session}"
+
+
+def cancel(session: str, job: str) -> str:
+    return f"cancel.{session}.{job}"
+
+
+def close(session: str) -> str:
+    return f"close.{session}"
+
+
+def handoff(worker: str) -> str:
+    return f"workers.{worker}.handoff"
+
+
+def pull_request(stream: str, consumer: str) -> str:
+    return f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+
+
+def direct_get(stream: str) -> str:
+    return f"$JS.API.DIRECT.GET.{stream}"
+
+
+def lease_key(session: str, server: str) -> str:
+    return f"{session}.{server}"
+
+
+def micro_stats(service: str) -> str:
+    return f"$SRV.STATS.{service}"

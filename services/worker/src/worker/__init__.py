@@ -1,0 +1,1 @@
+"""Runs jobs: takes them from the bus, runs them in containers, stores their events."""

@@ -1,0 +1,24 @@
+"""`python -m worker`: settings from the environment, then `app.run()` until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+
+from common import lifecycle, log, settings
+from worker import app
+from worker.settings import WorkerSettings
+
+
+async def serve(settings_: WorkerSettings, stop: asyncio.Event) -> None:
+    """Run a worker until `stop` is set. Returns when it has drained."""
+    await app.run(settings_, stop)
+
+
+async def main(settings_: WorkerSettings) -> None:
+    await serve(settings_, lifecycle.stop_on_signals())
+
+
+if __name__ == "__main__":
+    worker_settings = settings.load(WorkerSettings)
+    log.configure(worker_settings.log_level, worker_settings.log_format, service="worker")
+    lifecycle.run(main(worker_settings))

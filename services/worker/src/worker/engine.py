@@ -1,0 +1,128 @@
+"""What the worker asks of a container engine, in the smallest form that it can be asked.
+
+Only calls of the Docker API 1.41, so that Podman's service can stand in for Docker's. Every method has its
+own deadline inside; none waits for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from common.catalog import ContainerLimits
+
+STDOUT = 1
+STDERR = 2
+
+UNPRIVILEGED = "65534:65534"
+
+
+@dataclass(frozen=True)
+class ContainerSpec:
+    """A container to make. Hardened whatever stands here: no capability, read-only root, no new privileges."""
+
+    image: str
+    command: Sequence[str] | None
+    env: Mapping[str, str]
+    labels: Mapping[str, str]
+    limits: ContainerLimits
+    network: str = "none"
+    runtime: str | None = None
+    user: str = UNPRIVILEGED
+
+
+class Frame(NamedTuple):
+    """A piece of output, cut anywhere: at most 32 KiB."""
+
+    stream: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class ContainerState:
+    running: bool
+    exit_code: int | None
+    oom_killed: bool
+
+
+@dataclass(frozen=True)
+class ContainerInfo:
+    id: str
+    running: bool
+    labels: Mapping[str, str] = field(default_factory=dict)
+    created_s: float = 0.0
+    """Unix time."""
+
+
+class Duplex(Protocol):
+    """A process's stdin and its two outputs."""
+
+    async def read(self) -> Frame | None:
+        """The next piece of output; None at the end, whatever ended it. Waits as long as the process is silent."""
+
+    async def write(self, data: bytes) -> None:
+        """Write all of `data` to stdin.
+
+        Raises:
+            ServerGone: if the process has ended or does not read for 10 s.
+        """
+
+    async def close(self) -> None:
+        """Let go of both directions; stdin ends. Never raises."""
+
+
+class Process(Protocol):
+    """A command run beside a container's own process."""
+
+    output: Duplex
+
+    async def exit_code(self) -> int | None:
+        """None while it runs."""
+
+
+class ContainerEngine(Protocol):
+    """Made by `open_docker_engine()`.
+
+    Every method raises EngineUnavailable if the engine does not answer.
+    """
+
+    async def image_digest(self, image: str) -> str:
+        """The image's content id, `sha256:…`.
+
+        Raises:
+            ContainerStartFailed: if the engine has no such image.
+        """
+
+    async def create(self, spec: ContainerSpec) -> str:
+        """Make a container and return its id; nothing runs yet.
+
+        Raises:
+            ContainerStartFailed: if the engine refuses the spec.
+        """
+
+    async def attach(self, container: str) -> Duplex:
+        """Returns when the streams stand. Attach before `start`, or early output is lost."""
+
+    async def start(self, container: str) -> None:
+        """Returns when the process was started.
+
+        Raises:
+            ContainerStartFailed: if the engine could not start it.
+        """
+
+    async def execute(self, container: str, command: Sequence[str]) -> Process:
+        """Start a command in a running container. Returns when it was started.
+
+        Raises:
+            ServerGone: if the container does not run.
+        """
+
+    async def inspect(self, container: str) -> ContainerState | None:
+        """None if there is no such container."""
+
+    async def remove(self, container: str) -> None:
+        """Kill and delete. Returns when the container is gone; it is no error if it already was."""
+
+    async def containers(self, labels: Mapping[str, str]) -> list[ContainerInfo]:
+        """Every container with these labels, running or not. An empty value matches any."""

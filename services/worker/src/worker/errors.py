@@ -1,0 +1,114 @@
+"""How a job can end other than by the tool's answer.
+
+ServiceError                    (common.errors)
+└── JobError                    stands in the job's `result` event, with its `outcome`
+    ├── ContainerStartFailed    failed: the image, the command or the engine's answer to them
+    ├── HandshakeFailed         failed: the server is no MCP server, or too slow
+    ├── ServerGone              failed: the server ended during the call
+    ├── ToolProtocolError       failed: the server answered with a JSON-RPC error
+    ├── ResultTooLarge          failed
+    ├── EngineUnavailable       failed: the Docker Engine does not answer
+    ├── QueueTimeout            timed_out: schedule-to-start
+    ├── JobTimeout              timed_out: start-to-close
+    ├── OutcomeUnknown          outcome_unknown
+    └── TooManyAttempts         dead_lettered
+PoolExhausted                   no container came free in time: the job goes back to the queue, unharmed
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from common.errors import ServiceError
+from common.schema import Outcome
+
+
+class JobError(ServiceError):
+    outcome: ClassVar[Outcome] = "failed"
+
+
+class ContainerStartFailed(JobError):
+    """`retryable` is true: nothing of the job ran."""
+
+    type = "container_start_failed"
+    retryable = True
+
+
+class HandshakeFailed(JobError):
+    type = "handshake_failed"
+    retryable = True
+
+
+class ServerGone(JobError):
+    type = "server_gone"
+
+    def __init__(self, why: str, *, exit_code: int | None = None, oom_killed: bool = False, stderr: str = "") -> None:
+        super().__init__(why, exit_code=exit_code, oom_killed=oom_killed, stderr=stderr)
+
+
+class ToolProtocolError(JobError):
+    type = "tool_protocol_error"
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(
+            str(error.get("message", "the server gave no message")),
+            code=error.get("code"),
+            data=error.get("data"),
+        )
+
+
+class ResultTooLarge(JobError):
+    type = "result_too_large"
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"the answer has {size} bytes; the limit is {limit}", size=size, limit=limit)
+
+
+class EngineUnavailable(JobError):
+    type = "engine_unavailable"
+    retryable = True
+
+
+class QueueTimeout(JobError):
+    type = "queue_timeout"
+    outcome = "timed_out"
+    retryable = True
+
+    def __init__(self, waited_ms: int) -> None:
+        super().__init__(f"the job waited {waited_ms} ms for a worker and did not start", waited_ms=waited_ms)
+
+
+class JobTimeout(JobError):
+    type = "job_timeout"
+    outcome = "timed_out"
+
+    def __init__(self, timeout_ms: int) -> None:
+        super().__init__(
+            f"the job ran longer than its timeout of {timeout_ms} ms and was stopped", timeout_ms=timeout_ms
+        )
+
+
+class OutcomeUnknown(JobError):
+    type = "outcome_unknown"
+    outcome = "outcome_unknown"
+
+    def __init__(self, attempt: int, worker: str, started_ms: int) -> None:
+        super().__init__(
+            f"attempt {attempt} had started on worker {worker} when that worker was lost; the tool is neither"
+            " read-only nor idempotent, so it was not run again and may or may not have taken effect",
+            attempt=attempt,
+            worker=worker,
+            started_ms=started_ms,
+        )
+
+
+class TooManyAttempts(JobError):
+    type = "too_many_attempts"
+    outcome = "dead_lettered"
+
+    def __init__(self, attempts: int) -> None:
+        super().__init__(f"the job was given up on after {attempts} attempts", attempts=attempts)
+
+
+class PoolExhausted(Exception):
+    """Every container of the pool is in use and none came free in time."""

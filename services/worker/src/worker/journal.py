@@ -1,0 +1,59 @@
+"""The events of one job as this worker writes them: numbered by attempt, each fenced by the one before.
+
+Every event is stored behind the last one that this worker knows of. So of two workers that both believe they
+own a job the store accepts one, and an older attempt's late events never get in (docs/adr/0002).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+from common.bus import Bus
+from common.errors import StoreUnavailable
+from common.log import get
+from common.schema import Event, EventType, Job, now_ms
+
+_log = get(__name__)
+
+RETRY_MIN_S = 0.1
+RETRY_MAX_S = 5.0
+
+
+class Journal:
+    """Made for one attempt, behind the event with number `last_seq`."""
+
+    def __init__(self, bus: Bus, job: Job, attempt: int, last_seq: int) -> None:
+        self._bus = bus
+        self._job = job
+        self._attempt = attempt
+        self._last_seq = last_seq
+        self._written = 0
+
+    async def append(self, type_: EventType, data: dict[str, Any]) -> None:
+        """Store one event, waiting out a store that is away: what a tool has told must not be lost to a blip.
+
+        Raises:
+            Fenced: if the job's last event is not ours any more.
+        """
+        event = Event(
+            job=self._job.id,
+            session=self._job.session,
+            attempt=self._attempt,
+            type=type_,
+            time_ms=now_ms(),
+            data=data,
+        )
+        self._written += 1
+        # A repeat after a lost acknowledgement carries the same id, and gets the first one's number.
+        msg_id = f"{self._job.id}.{self._attempt}.{self._last_seq}.{self._written}"
+        wait_s = RETRY_MIN_S
+        while True:
+            try:
+                self._last_seq = await self._bus.publish_event(event, expected=self._last_seq, msg_id=msg_id)
+                return
+            except StoreUnavailable as exc:
+                _log.warning("event waits for the store", type=type_, reason=exc.message)
+                await asyncio.sleep(wait_s * (0.5 + random.random()))
+                wait_s = min(wait_s * 2, RETRY_MAX_S)

@@ -1,0 +1,50 @@
+"""What a running call tells, on its way to the store: bounded, in order."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from common.errors import Fenced
+from common.schema import EventType
+from worker.journal import Journal
+
+WAITING_EVENTS = 32
+
+
+class Outbox:
+    """One job's progress and output. `pump()` must run; it ends after `close()`, when all is stored."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._waiting: asyncio.Queue[tuple[EventType, dict[str, Any]] | None] = asyncio.Queue(WAITING_EVENTS)
+        self._ended = False
+
+    def progress(self, data: dict[str, Any]) -> None:
+        """Never waits. A tool that reports faster than the store takes it loses reports in between: each one
+        supersedes the one before."""
+        if self._waiting.qsize() < WAITING_EVENTS - 1:  # the last place is kept for close()
+            self._waiting.put_nowait(("progress", data))
+
+    async def output(self, stream: str, text: str) -> None:
+        """Waits while the store is behind: so the tool is slowed instead of this process growing."""
+        if not self._ended:
+            await self._waiting.put(("output", {"stream": stream, "text": text}))
+
+    async def close(self) -> None:
+        if not self._ended:
+            await self._waiting.put(None)
+
+    async def pump(self) -> Fenced | None:
+        """Store what comes until `close()`. Returns early, with the reason, if another worker has taken the job."""
+        try:
+            while (item := await self._waiting.get()) is not None:
+                await self._journal.append(*item)
+        except Fenced as exc:
+            return exc
+        finally:
+            # What comes after the end is nobody's: writers must neither wait for it nor pile it up.
+            self._ended = True
+            while not self._waiting.empty():
+                self._waiting.get_nowait()
+        return None

@@ -1,0 +1,44 @@
+"""Fixtures only; what they are made of stands in modules of its own beside this one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.leftovers import child_processes
+from tests.nats_server import NatsServer, run_nats_server
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+async def nats_server(tmp_path: Path) -> AsyncIterator[NatsServer]:
+    """A nats-server of the test's own."""
+    folder = tmp_path / "nats"
+    folder.mkdir()
+    async with run_nats_server(folder) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def docker_host() -> str:
+    """The engine that `make test` has started, or the one that a developer has up."""
+    if given := os.environ.get("DOCKER_HOST"):
+        return given
+    found = subprocess.run([ROOT / "scripts/engine.sh", "host"], capture_output=True, text=True, check=False)
+    if found.returncode:
+        pytest.fail("no Docker Engine answers: run `make engine-up images-tests`, or `make test` as a whole")
+    return found.stdout.strip()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_left() -> Iterator[None]:
+    """The suite leaves no process behind that it started."""
+    before = child_processes()
+    yield
+    left = {pid: line for pid, line in child_processes().items() if pid not in before}
+    assert not left, f"processes left behind: {left}"

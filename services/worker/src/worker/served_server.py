@@ -31,6 +31,8 @@ from worker.slots import Slots
 
 _log = get(__name__)
 
+ACQUIRE_TIMEOUT_S = 10.0
+"""How long a job may wait for a container that others use, before it goes back to the queue."""
 OFFER_RETRY_MIN_S = 1.0
 OFFER_RETRY_MAX_S = 60.0
 OFFER_TIMEOUT_S = 30.0
@@ -84,13 +86,13 @@ class ServedServer:
             tasks,
             self._work_lease,
             idle_s=spec.timeouts.idle_s,
-            acquire_timeout_s=spec.timeouts.start_s,
+            acquire_timeout_s=ACQUIRE_TIMEOUT_S,
         )
 
     # --- ContainerSource of shared and call scope: straight from the pool -------------------------------
 
     async def acquire(self) -> Acquired:
-        return await self.pool.acquire(self.spec.timeouts.start_s)
+        return await self.pool.acquire(ACQUIRE_TIMEOUT_S)
 
     async def release(self, container: ToolContainer) -> None:
         await self.pool.release(container)
@@ -204,7 +206,7 @@ class ServedServer:
 
     async def _listing(self) -> ToolListing:
         self.image_digest = await self._worker.engine.image_digest(self.spec.image)
-        acquired = await self.pool.acquire(self.spec.timeouts.start_s)
+        acquired = await self.pool.acquire(ACQUIRE_TIMEOUT_S)
         try:
             async with asyncio.timeout(OFFER_TIMEOUT_S):
                 offer = await self.executor.offer(acquired.container)

@@ -95,7 +95,9 @@ class DockerEngine:
             try:
                 found = await self._docker.images.inspect(image)
             except DockerError as exc:
-                raise ContainerStartFailed(f"image {image!r} does not exist on this engine", image=image) from exc
+                if exc.status == 404:
+                    raise ContainerStartFailed(f"image {image!r} does not exist on this engine", image=image) from exc
+                raise
         digest: str = found["Id"]
         return digest
 

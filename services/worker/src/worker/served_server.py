@@ -63,6 +63,8 @@ class ServedServer:
         self._worker = worker
         self._tasks = tasks
         self._tools: dict[str, dict[str, Any]] = {}
+        self._offer_known = asyncio.Event()
+        """Set once the server was asked what it offers: without the hints of its tools no repeat can be decided."""
         self._jobs: set[asyncio.Task[None]] = set()
         self._placing = 0
         self._to_hand_back = 0
@@ -110,6 +112,9 @@ class ServedServer:
         return self.spec.repeatable(tool, annotations if isinstance(annotations, dict) else {})
 
     def room(self) -> int:
+        """How many more jobs may come; none before it is known what they may ask for."""
+        if not self._offer_known.is_set():
+            return 0
         return max(0, self._worker.slots.room(self.name) - self._placing)
 
     async def take_jobs(self, consumer: JobConsumer) -> None:
@@ -194,6 +199,8 @@ class ServedServer:
             except (JobError, PoolExhausted, TimeoutError) as exc:
                 reason = exc.message if isinstance(exc, JobError) else str(exc) or "it did not list its tools in time"
                 listing = ToolListing(entry=self.spec.fingerprint, status="failed", reason=reason, time_ms=now_ms())
+            self._offer_known.set()
+            self.wake()
             try:
                 if listing.status == "ready" or not self._tools:
                     await registry.publish_listing(self._worker.bus, self.name, listing)

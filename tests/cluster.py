@@ -1,0 +1,103 @@
+"""A whole system of real processes: nats-server, gateways, workers, on one Docker Engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import catalog, registry
+from common.bus import Bus, connect
+from common.settings import BusSettings
+from standalone.probe import wait_until_ready
+from standalone.process import Child, run_process
+from worker.docker_engine import DockerEngine, open_docker_engine
+from worker.reaper import STORE_LABEL
+
+READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 20.0
+DEADLINE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Service:
+    child: Child
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+class Cluster:
+    """Made by `run_cluster()`."""
+
+    def __init__(
+        self, bus: Bus, engine: DockerEngine, resources: AsyncExitStack, folder: Path, env: dict[str, str]
+    ) -> None:
+        self.bus = bus
+        self.engine = engine
+        self._resources = resources
+        self._folder = folder
+        self._env = env
+        self._count = 0
+
+    async def start_gateway(self, **env: str) -> Service:
+        return await self._start("gateway", HOST="127.0.0.1", PORT="{port}", **env)
+
+    async def start_worker(self, **env: str) -> Service:
+        """Returns when its pools are warm."""
+        return await self._start("worker", HEALTH_HOST="127.0.0.1", HEALTH_PORT="{port}", **env)
+
+    async def _start(self, module: str, **env: str) -> Service:
+        self._count += 1
+        name = f"{module}-{self._count}"
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port: int = free.getsockname()[1]
+        child = await self._resources.enter_async_context(
+            run_process(
+                name,
+                [sys.executable, "-m", module],
+                log=self._folder / f"{name}.log",
+                env={**os.environ, **self._env, **{key: value.format(port=port) for key, value in env.items()}},
+                stop_timeout_s=STOP_TIMEOUT_S,
+            )
+        )
+        await wait_until_ready(name, "127.0.0.1", port, READY_TIMEOUT_S, child)
+        return Service(child, port)
+
+    async def containers(self) -> list[str]:
+        return [found.id for found in await self.engine.containers({STORE_LABEL: self.bus.epoch})]
+
+    async def gone(self, containers: list[str]) -> None:
+        """Returns when none of them exists any more."""
+        async with asyncio.timeout(DEADLINE_S):
+            while set(containers) & set(await self.containers()):
+                await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def run_cluster(nats_url: str, docker_host: str, folder: Path, servers: str) -> AsyncIterator[Cluster]:
+    """The catalog is applied; services are started by the caller. On leaving no container may be left."""
+    env = {
+        "NATS_URL": nats_url,
+        "DOCKER_HOST": docker_host,
+        "ACK_WAIT_S": "3",
+        "LEASE_TTL_S": "3",
+        "REAP_PERIOD_S": "0.5",
+        "LOG_FORMAT": "json",
+    }
+    settings = BusSettings(nats_url=nats_url, ack_wait_s=3, lease_ttl_s=3)
+    async with connect(settings, "test") as bus, open_docker_engine(docker_host) as engine:
+        await registry.apply(bus, catalog.parse(servers, "test"))
+        async with AsyncExitStack() as resources:
+            cluster = Cluster(bus, engine, resources, folder, env)
+            yield cluster
+        async with asyncio.timeout(DEADLINE_S):
+            left = await cluster.containers()
+        assert left == []

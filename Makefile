@@ -54,8 +54,8 @@ demo: $(STAMP) ## show the product at work, then leave nothing running
 up: $(STAMP) ## run everything on this machine until Ctrl-C
 	@$(WITH_ENGINE) sh -c '$(IMAGES) && exec $(BIN)/python -m standalone up'
 
-bench: $(STAMP) ## measure latency and throughput
-	@$(WITH_ENGINE) sh -c '$(IMAGES) --with-tests && exec $(BIN)/python -m benchmarks'
+bench: $(STAMP) ## measure what a call costs (benchmarks/README.md)
+	@$(WITH_ENGINE) sh -c '$(IMAGES) --with-tests && exec $(BIN)/python -m benchmarks.call'
 
 clean: ## stop the engine and remove everything that was made
 	@scripts/engine.sh down --purge

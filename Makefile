@@ -40,7 +40,7 @@ lint: $(STAMP) ## check format, code and import directions
 type: $(STAMP) ## check types, strictly
 	@$(BIN)/mypy
 
-test-unit: $(STAMP) ## run the tests that need neither NATS nor Docker
+test-unit: $(STAMP) ## run the fast tests, which need no Docker
 	@$(BIN)/pytest tests/unit $(PYTEST_FLAGS)
 
 test: $(STAMP) ## run all tests

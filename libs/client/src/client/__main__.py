@@ -1,0 +1,5 @@
+"""`python -m client` is `orchestrator`."""
+
+from client.cli import main
+
+main()

@@ -1,0 +1,237 @@
+"""`orchestrator`: the command line.
+
+Exit codes: 0 the job succeeded, 1 it ended otherwise, 2 the command was wrong or refused, 3 no gateway
+answers, 130 left by Ctrl-C, 141 nobody reads the output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import asdict
+from typing import Annotated, Any, Final
+
+import typer
+
+from client import foreground, tables
+from client.arguments import BadArgument, parse
+from client.errors import ClientError, Refused, Unreachable
+from client.event import Position
+from client.options import AsJson, JobId, Key, ServerName, SessionId, Url, check_position
+from client.session import DEFAULT_KEY, DEFAULT_URL, Session, connect
+from client.summary import summary
+from client.terminal import complain, console, print_json
+
+SUCCEEDED: Final = 0
+NOT_SUCCEEDED: Final = 1
+REFUSED: Final = 2
+UNREACHABLE: Final = 3
+INTERRUPTED: Final = 130
+PIPE_CLOSED: Final = 141
+
+app = typer.Typer(
+    help="Call tools and look after jobs of an MCP Orchestrator.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def call(
+    server: ServerName,
+    tool: Annotated[str, typer.Argument(metavar="TOOL")],
+    pairs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE", help="Arguments, in the type that the tool asks for; KEY:=JSON forces JSON."
+        ),
+    ] = None,
+    args: Annotated[str, typer.Option("--args", metavar="JSON", help="Arguments as a JSON object.")] = "",
+    session: Annotated[str, typer.Option("--session", metavar="ID", help="Call in this session.")] = "",
+    url: Url = DEFAULT_URL,
+    key: Key = DEFAULT_KEY,
+    as_json: AsJson = False,
+) -> None:
+    """Call a tool; its output streams. Ctrl-C cancels the job.
+
+    Without --session the call gets a session of its own, which ends with it: files and containers are gone then.
+    """
+
+    async def main() -> int:
+        async with _connect(url, key, session or None) as opened:
+            arguments = parse([], args, {})
+            if pairs:
+                arguments = parse(pairs, args, await _schema(opened, server, tool))
+            result = await foreground.call(opened, server, tool, arguments, as_json=as_json)
+        return SUCCEEDED if result.succeeded else NOT_SUCCEEDED
+
+    _run(main())
+
+
+@app.command()
+def servers(url: Url = DEFAULT_URL, key: Key = DEFAULT_KEY, as_json: AsJson = False) -> None:
+    """List the servers of the catalog."""
+
+    async def main() -> int:
+        async with _connect(url, key) as session:
+            listed = await session.servers()
+        _show(listed, as_json, lambda: tables.show_servers(console(), listed))
+        return SUCCEEDED
+
+    _run(main())
+
+
+@app.command()
+def tools(server: ServerName, url: Url = DEFAULT_URL, key: Key = DEFAULT_KEY, as_json: AsJson = False) -> None:
+    """List the tools of a server, with their arguments and hints."""
+
+    async def main() -> int:
+        async with _connect(url, key) as session:
+            listed = await session.tools(server)
+        _show(listed, as_json, lambda: tables.show_tools(console(), listed))
+        return SUCCEEDED
+
+    _run(main())
+
+
+@app.command()
+def ps(url: Url = DEFAULT_URL, key: Key = DEFAULT_KEY, as_json: AsJson = False) -> None:
+    """Show workers, their pools of containers, and the queues."""
+
+    async def main() -> int:
+        async with _connect(url, key) as session:
+            status = await session.status()
+        _show(status, as_json, lambda: tables.show_status(console(), status))
+        return SUCCEEDED
+
+    _run(main())
+
+
+@app.command("open")
+def open_session(url: Url = DEFAULT_URL, key: Key = DEFAULT_KEY) -> None:
+    """Open a session and print its id, for `call --session`."""
+
+    async def main() -> int:
+        async with connect(url.split(","), key=key, keep=True) as session:
+            print(session.id)
+        return SUCCEEDED
+
+    _run(main())
+
+
+@app.command("close")
+def close_session(session: SessionId, url: Url = DEFAULT_URL, key: Key = DEFAULT_KEY) -> None:
+    """Close a session: its jobs are cancelled, its containers are freed."""
+
+    async def main() -> int:
+        async with _connect(url, key, session) as opened:
+            for job in await opened.close():
+                print(f"cancelled {job}")
+        return SUCCEEDED
+
+    _run(main())
+
+
+@app.command()
+def events(
+    session: SessionId,
+    after: Annotated[
+        str, typer.Option("--after", metavar="EPOCH:SEQ", callback=check_position, help="Start behind this event.")
+    ] = "",
+    everything: Annotated[bool, typer.Option("--all", help="Start with the oldest that is stored.")] = False,
+    url: Url = DEFAULT_URL,
+    key: Key = DEFAULT_KEY,
+    as_json: AsJson = False,
+) -> None:
+    """Follow the events of a session, until Ctrl-C."""
+
+    async def main() -> int:
+        async with _connect(url, key, session) as opened:
+            start = Position.parse(after) if after else None
+            if everything:
+                start = Position(opened.position.epoch, 0)
+            async for event in opened.events(after=start):
+                line = f"{event.seq:>8} {event.job} {event.attempt} {event.type:<8} {summary(event)}"
+                _show(asdict(event), as_json, lambda line=line: print(line, flush=True))  # type: ignore[misc]
+        return SUCCEEDED
+
+    _run(main())
+
+
+@app.command()
+def job(
+    session: SessionId, job: JobId, url: Url = DEFAULT_URL, key: Key = DEFAULT_KEY, as_json: AsJson = False
+) -> None:
+    """Show what is known of a job."""
+
+    async def main() -> int:
+        async with _connect(url, key, session) as opened:
+            known = await opened.job(job)
+        _show(asdict(known), as_json, lambda: tables.show_job(console(), known))
+        return SUCCEEDED
+
+    _run(main())
+
+
+@app.command()
+def cancel(session: SessionId, job: JobId, url: Url = DEFAULT_URL, key: Key = DEFAULT_KEY) -> None:
+    """Cancel a job, and wait until it is known how it ended."""
+
+    async def main() -> int:
+        async with _connect(url, key, session) as opened:
+            await opened.cancel(job)
+            async with aclosing(opened.follow(job)) as events:
+                async for event in events:
+                    if event.terminal:
+                        print(summary(event))
+        return SUCCEEDED
+
+    _run(main())
+
+
+def main() -> None:
+    app()
+
+
+# --- what the commands share --------------------------------------------------------------------------
+
+
+def _connect(url: str, key: str, session: str | None = None) -> AbstractAsyncContextManager[Session]:
+    return connect(url.split(","), key=key, session=session)
+
+
+def _run(command: Coroutine[Any, Any, int]) -> None:
+    """Exit with the code of `command`; expected errors are one sentence on stderr."""
+    try:
+        code = asyncio.run(command)
+    except (ClientError, BadArgument) as exc:
+        hint = "; --url or ORCHESTRATOR_URL says where it is" if isinstance(exc, Unreachable) else ""
+        complain(f"{exc}{hint}")
+        code = REFUSED if isinstance(exc, Refused | BadArgument) else UNREACHABLE
+    except BrokenPipeError:
+        # Whoever read our output has left, such as `head`. Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = PIPE_CLOSED
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    raise typer.Exit(code)
+
+
+def _show(value: Any, as_json: bool, show: Callable[[], None]) -> None:
+    if as_json:
+        print_json(value)
+    else:
+        show()
+
+
+async def _schema(session: Session, server: str, tool: str) -> dict[str, Any]:
+    """The input schema of a tool; nothing for an unknown one, which the gateway refuses with a better sentence."""
+    for each in await session.tools(server):
+        if each["name"] == tool:
+            schema: dict[str, Any] = each.get("inputSchema") or {}
+            return schema
+    return {}

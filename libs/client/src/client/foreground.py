@@ -1,0 +1,55 @@
+"""A call in the foreground: shown while it runs, cancelled by Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import aclosing
+from typing import Any
+
+from client.background import background
+from client.errors import ClientError
+from client.event import JobResult
+from client.session import Session
+from client.terminal import call_view, complain
+
+
+async def call(session: Session, server: str, tool: str, arguments: dict[str, Any], *, as_json: bool) -> JobResult:
+    """Call a tool and show its events. Returns how the job ended.
+
+    The first Ctrl-C cancels the job, and what comes until its end is still shown.
+    """
+    with call_view(f"{server} {tool}", as_json=as_json) as view:
+        async with background() as group, aclosing(session.call(server, tool, arguments)) as events:
+            async for event in events:
+                if event.type == "queued":
+                    group.create_task(_cancel_after(_interrupt(), session, event.job))
+                view.show(event)
+                if event.terminal:
+                    return JobResult.from_event(event)
+    raise AssertionError("the events of a call end with its terminal event")
+
+
+def _interrupt() -> asyncio.Future[None]:
+    """What the next Ctrl-C resolves, in place of its usual effect. The one after that has it again."""
+    loop = asyncio.get_running_loop()
+    interrupted: asyncio.Future[None] = loop.create_future()
+    usual = signal.getsignal(signal.SIGINT)
+
+    def on_interrupt() -> None:
+        loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, usual)
+        if not interrupted.done():
+            interrupted.set_result(None)
+
+    loop.add_signal_handler(signal.SIGINT, on_interrupt)
+    return interrupted
+
+
+async def _cancel_after(interrupted: asyncio.Future[None], session: Session, job: str) -> None:
+    await interrupted
+    complain("cancelling; Ctrl-C again leaves without waiting for the end")
+    try:
+        await session.cancel(job)
+    except ClientError as exc:
+        complain(f"not cancelled: {exc}")

@@ -1,0 +1,120 @@
+"""A running call on the terminal: the tool's output as it comes, its progress, its answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from client.event import Event, JobResult
+from client.summary import blocks, ending, shorten
+
+WIDTH_PIPED = 160
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Takes text as it is: names and output of tools are nobody's markup."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else WIDTH_PIPED
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False, width=width)
+
+
+def complain(sentence: str) -> None:
+    print(f"orchestrator: {sentence}", file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON on stdout."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+class CallView:
+    """Shows the events of one call; made by `call_view`.
+
+    Output goes to the stream that the tool wrote it to, so pipes work as with a local command. On a terminal
+    a line at the bottom says what goes on; it is gone when the call has ended.
+    """
+
+    def __init__(self, name: str, as_json: bool) -> None:
+        self._name = name
+        self._as_json = as_json
+        self._streamed = False
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[count]}", markup=False),
+            TimeElapsedColumn(),
+            console=console(stderr=True),
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._visible = self._progress.console.is_terminal and not as_json
+        self._task: TaskID = self._progress.add_task(name, total=None, count="")
+
+    def close(self) -> None:
+        """Take the line at the bottom away."""
+        if self._visible:  # elsewhere rich would end a line that was never begun
+            self._progress.stop()
+
+    def show(self, event: Event) -> None:
+        if self._as_json:
+            print_json(asdict(event))
+            return
+        match event.type:
+            case "queued" | "started":
+                self._say(f"{self._name} {event.type}")
+            case "progress":
+                self._show_progress(event.data)
+            case "output":
+                self._show_output(event.data)
+            case "result":
+                self._show_result(JobResult.from_event(event))
+
+    def _say(self, text: str, **fields: Any) -> None:
+        if self._visible:
+            self._progress.update(self._task, description=text, **fields)
+            self._progress.start()
+
+    def _show_progress(self, data: dict[str, Any]) -> None:
+        done, total = data.get("progress", 0), data.get("total")
+        count = f"{done:g}/{total:g}" if total else f"{done:g}"
+        said = data.get("message") or ""
+        if self._visible:
+            self._say(shorten(said or self._name, 40), completed=done, total=total, count=count)
+        else:
+            print(f"{self._name}: {count} {said}".rstrip(), file=sys.stderr, flush=True)
+
+    def _show_output(self, data: dict[str, Any]) -> None:
+        self.close()
+        self._streamed = True
+        stream = sys.stderr if data.get("stream") == "stderr" else sys.stdout
+        stream.write(str(data.get("text", "")))
+        stream.flush()
+
+    def _show_result(self, result: JobResult) -> None:
+        self.close()
+        # An answer after streamed output only repeats its end.
+        if not self._streamed:
+            for block in blocks(result.result):
+                if block:
+                    print(block, file=sys.stdout if result.succeeded else sys.stderr, flush=True)
+        if not result.succeeded:
+            complain(f"{self._name} {ending(result)}")
+
+
+@contextmanager
+def call_view(name: str, *, as_json: bool) -> Iterator[CallView]:
+    """A view of the call of `name`; with `as_json` each event is one line of JSON on stdout instead."""
+    view = CallView(name, as_json)
+    try:
+        yield view
+    finally:
+        view.close()

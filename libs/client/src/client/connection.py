@@ -141,8 +141,11 @@ class Connection:
             )
             largest.answer.set_exception(refused)
             unanswered.remove(largest)
+        # A gateway that closes for its own restart has answered whatever it had looked at (docs/protocol.md).
+        looked_at = not (closed is not None and closed.rcvd and closed.rcvd.code == CloseCode.SERVICE_RESTART)
         for each in unanswered:
-            each.answer.set_exception(ConnectionLost("the connection closed before the gateway answered", sent=True))
+            lost = ConnectionLost("the connection closed before the gateway answered", sent=looked_at)
+            each.answer.set_exception(lost)
 
 
 @dataclass(frozen=True, slots=True)

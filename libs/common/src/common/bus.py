@@ -427,7 +427,7 @@ class Bus:
         Raises:
             Fenced: if somebody else wrote it meanwhile.
         """
-        subject = f"$KV.{bucket}.{key}"
+        subject = subjects.bucket_key(bucket, key)
         message_headers = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(revision)}
         with _translated(f"writing {bucket}/{key}"):
             try:

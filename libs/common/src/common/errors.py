@@ -6,9 +6,9 @@ ServiceError
 │   ├── InvalidRequest          it parses, but is not a request that this door takes
 │   ├── UnknownMethod
 │   ├── InvalidParams           missing, extra or ill-typed params, each named with its path
-│   │   ├── InvalidArguments    a tool's arguments break the tool's own JSON Schema
-│   │   ├── UnknownServer
-│   │   └── UnknownTool
+│   │   └── InvalidArguments    a tool's arguments break the tool's own JSON Schema
+│   ├── UnknownServer
+│   ├── UnknownTool
 │   ├── Unauthenticated
 │   ├── UnknownSession          also another tenant's session: the answer does not tell which
 │   ├── UnknownJob

@@ -49,14 +49,45 @@ class Message(BaseModel):
             UndecodableMessage: if the bytes are not msgpack, not a map, or not this message at version 1.
         """
         try:
-            return cls.model_validate(msgpack.unpackb(raw, strict_map_key=False))
+            fields = msgpack.unpackb(raw, strict_map_key=False)
+            if isinstance(fields, dict):
+                fields.setdefault("v", None)  # the default is for writers: a message that states none is refused
+            return cls.model_validate(fields)
         except ValidationError as exc:
             faults = "; ".join(
                 f"{'.'.join(map(str, e['loc'])) or 'message'}: {e['msg']}" for e in exc.errors(include_url=False)
             )
             raise UndecodableMessage(f"not a {cls.__name__} of version {VERSION}: {faults}") from exc
-        except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as exc:
+        except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as exc:
+            # TypeError: a list or a map as key of a map.
             raise UndecodableMessage(f"not msgpack: {exc or type(exc).__name__}") from exc
+
+
+class _Telling(Message):
+    """A message that holds what a tool said: a job must end with its answer, so no answer is refused here."""
+
+    def encode(self) -> bytes:
+        try:
+            return super().encode()
+        except (ValueError, OverflowError):
+            packed: bytes = msgpack.packb(_nearest(self.__dict__))
+            return packed
+
+
+def _nearest(value: Any) -> Any:
+    """`value` as msgpack can say it. JSON has whole numbers of any size, and half surrogates in escapes."""
+    if isinstance(value, dict):
+        return {_nearest(key): _nearest(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_nearest(item) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        try:
+            return float(value)
+        except OverflowError:
+            return None
+    return value
 
 
 class Job(Message):
@@ -79,7 +110,7 @@ class Job(Message):
     """Number of the job's `queued` event: the fence for its first `started`."""
 
 
-class Event(Message):
+class Event(_Telling):
     """One stored reply message of a job. Subject: `sessions.<session>.<job>`; its number is the stream's."""
 
     job: str
@@ -121,7 +152,7 @@ class LeaseRecord(Message):
     container: str
 
 
-class ToolListing(Message):
+class ToolListing(_Telling):
     """What a server offers, as a worker last heard it. KV `tools`, key `<server>`.
 
     `entry` is the catalog entry's fingerprint: a listing of another fingerprint is out of date.

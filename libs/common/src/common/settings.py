@@ -30,7 +30,7 @@ class BusSettings(BaseSettings):
     resume_window_s: float = Field(default=3600, ge=1)
     """How long events can be replayed after a reconnect."""
     session_ttl_s: float = Field(default=86_400, ge=1)
-    """How long a session is known after it was last opened."""
+    """How long a session is known after it was last opened or used."""
     lease_ttl_s: float = Field(default=30, ge=1)
     """How long a lease outlives its last renewal."""
     ack_wait_s: float = Field(default=30, ge=1)

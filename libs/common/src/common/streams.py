@@ -50,7 +50,7 @@ class Limits:
     """Backstop age of a job message. The queue deadline itself is in the job: a stream's max_age would also
     drop jobs that run (docs/adr/0003)."""
     session_ttl_s: float = 24 * _HOUR_S
-    """How long a session is known after it was last opened."""
+    """How long a session is known after it was last opened or used."""
     lease_ttl_s: float = 30.0
     """After this long without a renewal a lease is free."""
     lease_memory_s: float = _HOUR_S
@@ -113,7 +113,7 @@ def _bucket_config(
     """A KV bucket is a stream of this form (NATS ADR-8); made here so that conflicts are found the same way."""
     return StreamConfig(
         name=f"KV_{bucket}",
-        subjects=[f"$KV.{bucket}.>"],
+        subjects=[subjects.keys_of_bucket(bucket)],
         retention=RetentionPolicy.LIMITS,
         storage=StorageType.FILE,
         discard=DiscardPolicy.NEW,

@@ -100,6 +100,14 @@ def direct_get(stream: str) -> str:
     return f"$JS.API.DIRECT.GET.{stream}"
 
 
+def keys_of_bucket(bucket: str) -> str:
+    return f"$KV.{bucket}.>"
+
+
+def bucket_key(bucket: str, key: str) -> str:
+    return f"$KV.{bucket}.{key}"
+
+
 def lease_key(session: str, server: str) -> str:
     return f"{session}.{server}"
 

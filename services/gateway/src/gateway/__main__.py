@@ -1,0 +1,39 @@
+"""`python -m gateway`: settings, then the service, until SIGTERM."""
+
+from __future__ import annotations
+
+import socket
+from typing import Final
+
+from common import lifecycle, log
+from common.errors import StreamConflict
+from common.settings import load
+from gateway.server import listen, serve
+from gateway.settings import GatewaySettings
+
+EXIT_CANNOT_LISTEN: Final = 1
+EXIT_STREAM_CONFLICT: Final = 3
+
+
+async def _serve(settings: GatewaySettings, listener: socket.socket) -> None:
+    await serve(settings, lifecycle.stop_on_signals(), listener)
+
+
+def main() -> None:
+    settings = load(GatewaySettings)
+    log.configure(settings.log_level, settings.log_format, service="gateway")
+    logger = log.get(__name__)
+    try:
+        listener = listen(settings.host, settings.port)
+    except OSError as exc:
+        logger.error("gateway cannot listen", host=settings.host, port=settings.port, reason=str(exc))
+        raise SystemExit(EXIT_CANNOT_LISTEN) from None
+    try:
+        lifecycle.run(_serve(settings, listener))
+    except StreamConflict as exc:
+        logger.error("gateway cannot work", reason=exc.message)
+        raise SystemExit(EXIT_STREAM_CONFLICT) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The gateway put together: what it holds, its routes, and its life."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Mount, WebSocketRoute
+
+from common.errors import ServiceError
+from gateway.authentication import Authentication, Keys
+from gateway.catalog_view import CatalogView
+from gateway.connections import Connections
+from gateway.health import Health
+from gateway.http import HttpDoor
+from gateway.jobs import Jobs
+from gateway.methods import Methods
+from gateway.problem import on_http_exception, on_service_error
+from gateway.sessions import Sessions
+from gateway.settings import GatewaySettings
+from gateway.status import Status
+from gateway.store import Store
+from gateway.unread_body import UnreadBody
+from gateway.websocket import WebSocketDoor
+
+LEAVES_NATS_WITHIN_S: Final = 3.0
+"""How long the closing of NATS may take before it is cut short."""
+
+
+class Gateway:
+    """One gateway: everything that its doors share.
+
+    Stateless but for caches: any gateway serves any session.
+    """
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self.settings = settings
+        self.store = Store(settings)
+        self.catalog = CatalogView()
+        self.connections = Connections()
+        self.failure: Exception | None = None
+        """What ended the background work, if it did not end by being stopped."""
+        self.methods = Methods(
+            Sessions(self.store),
+            Jobs(self.store, self.catalog, settings.job_timeout_ms),
+            self.catalog,
+            Status(self.store, self.catalog, self.connections),
+        )
+
+    @asynccontextmanager
+    async def running(self, stop: asyncio.Event) -> AsyncIterator[None]:
+        """Hold the connection to NATS, and drain the clients' connections when told. Sets `stop` on a failure."""
+        async with asyncio.TaskGroup() as tasks:
+            background = {
+                tasks.create_task(self._hold_store(stop)),
+                tasks.create_task(self.connections.drain_when_told()),
+            }
+            yield
+            await _end(background)
+
+    async def _hold_store(self, stop: asyncio.Event) -> None:
+        try:
+            await self.store.hold(self.catalog)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the process has to end with it, not to linger
+            self.failure = exc
+            stop.set()
+
+
+async def _end(tasks: set[asyncio.Task[None]]) -> None:
+    """Cancel until they have ended: CPython 3.11's `wait_for`, which nats-py uses, may lose a cancellation."""
+    while tasks:
+        for task in tasks:
+            task.cancel()
+        _, tasks = await asyncio.wait(tasks, timeout=LEAVES_NATS_WITHIN_S)
+
+
+def create_app(gateway: Gateway) -> Starlette:
+    """The ASGI application. It serves from the first moment; what needs NATS is refused until NATS is there."""
+    settings, store, methods, connections = gateway.settings, gateway.store, gateway.methods, gateway.connections
+    doors = [
+        WebSocketRoute("/ws", WebSocketDoor(settings, store, methods, connections)),
+        *HttpDoor(settings, store, methods, connections).routes(),
+    ]
+    return Starlette(
+        routes=[
+            *Health(store, connections).routes(),
+            Mount("/v1", routes=doors, middleware=[Middleware(Authentication, keys=Keys(settings.api_keys))]),
+        ],
+        middleware=[Middleware(UnreadBody)],
+        exception_handlers={ServiceError: on_service_error, HTTPException: on_http_exception},
+    )

@@ -1,0 +1,182 @@
+"""The methods of the protocol (docs/protocol.md): their params, and what each does. Both doors call these."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from common import subjects
+from common.errors import InvalidParams, UnknownMethod
+from gateway.catalog_view import CatalogView
+from gateway.jobs import Jobs
+from gateway.sessions import Position, Sessions
+from gateway.status import Status
+from gateway.trace import traceparent
+
+Params = dict[str, Any]
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls a method."""
+
+    tenant: str
+    traceparent: str | None = None
+    """W3C trace context of the request, already validated."""
+
+
+def _token(value: str) -> str:
+    if not subjects.TOKEN.match(value):
+        raise PydanticCustomError("token", "must be 1-64 letters, digits, - or _")
+    return value
+
+
+Token = Annotated[str, AfterValidator(_token)]
+"""An id that comes to stand in a NATS subject."""
+ServerName = Annotated[str, StringConstraints(max_length=64)]
+ToolName = Annotated[str, StringConstraints(max_length=256)]
+
+
+class _Params(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class NoParams(_Params):
+    pass
+
+
+class OpenParams(_Params):
+    session: Token | None = None
+    epoch: str | None = None
+    seq: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _position_of_a_session(self) -> Self:
+        if (self.epoch is None) != (self.seq is None):
+            raise PydanticCustomError("position", "epoch and seq come together")
+        if self.epoch is not None and self.session is None:
+            raise PydanticCustomError("position", "epoch and seq need the session that they are of")
+        return self
+
+    @property
+    def position(self) -> Position | None:
+        return None if self.epoch is None or self.seq is None else Position(self.epoch, self.seq)
+
+
+class SessionParams(_Params):
+    session: Token
+
+
+class ServerParams(_Params):
+    server: ServerName
+
+
+class CallParams(_Params):
+    session: Token
+    server: ServerName
+    name: ToolName
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    meta: dict[str, Any] = Field(default_factory=dict, alias="_meta")
+
+
+class JobParams(_Params):
+    session: Token
+    job: Token
+
+
+class Methods:
+    """Every method of `METHODS`; `call()` is the way in."""
+
+    def __init__(self, sessions: Sessions, jobs: Jobs, catalog: CatalogView, status: Status) -> None:
+        self._sessions = sessions
+        self._jobs = jobs
+        self._catalog = catalog
+        self._status = status
+
+    async def call(self, caller: Caller, method: str, params: Params) -> Result:
+        """
+        Raises:
+            UnknownMethod: if there is none of that name.
+            InvalidParams: naming every fault of the params.
+            ServiceError: what the method itself refuses.
+        """
+        found = METHODS.get(method)
+        if found is None:
+            raise UnknownMethod(method[:100], sorted(METHODS))
+        model, handler = found
+        return await handler(self, caller, _validated(model, params))
+
+    async def _open_session(self, caller: Caller, params: OpenParams) -> Result:
+        if params.session is None:
+            joined = await self._sessions.open(caller.tenant)
+        else:
+            joined = await self._sessions.join(caller.tenant, params.session, params.position)
+        return joined.as_dict()
+
+    async def _close_session(self, caller: Caller, params: SessionParams) -> Result:
+        await self._sessions.require(caller.tenant, params.session)
+        cancelled = await self._jobs.cancel_all(params.session)
+        # Last, so that a close which failed half-way can be asked for again.
+        await self._sessions.close(caller.tenant, params.session)
+        return {"session": params.session, "cancelled": cancelled}
+
+    async def _list_servers(self, caller: Caller, params: NoParams) -> Result:
+        return {"servers": [self._catalog.summary(name) for name in self._catalog.names()]}
+
+    async def _list_tools(self, caller: Caller, params: ServerParams) -> Result:
+        tools = self._catalog.tools(params.server)
+        return {"server": params.server, "tools": tools.listed, "serverInfo": tools.server_info}
+
+    async def _call_tool(self, caller: Caller, params: CallParams) -> Result:
+        await self._sessions.require(caller.tenant, params.session)
+        return await self._jobs.call(
+            tenant=caller.tenant,
+            session=params.session,
+            server=params.server,
+            tool=params.name,
+            arguments=params.arguments,
+            meta=params.meta,
+            # MCP's place for it, which is the only one that a WebSocket has.
+            traceparent=traceparent(params.meta.get("traceparent")) or caller.traceparent,
+        )
+
+    async def _get_job(self, caller: Caller, params: JobParams) -> Result:
+        await self._sessions.require(caller.tenant, params.session)
+        return await self._jobs.get(params.session, params.job)
+
+    async def _cancel_job(self, caller: Caller, params: JobParams) -> Result:
+        await self._sessions.require(caller.tenant, params.session)
+        return await self._jobs.cancel(params.session, params.job)
+
+    async def _get_status(self, caller: Caller, params: NoParams) -> Result:
+        return await self._status.get()
+
+
+METHODS: Final[dict[str, tuple[type[_Params], Callable[[Methods, Caller, Any], Awaitable[Result]]]]] = {
+    "session/open": (OpenParams, Methods._open_session),
+    "session/close": (SessionParams, Methods._close_session),
+    "servers/list": (NoParams, Methods._list_servers),
+    "tools/list": (ServerParams, Methods._list_tools),
+    "tools/call": (CallParams, Methods._call_tool),
+    "job/get": (JobParams, Methods._get_job),
+    "job/cancel": (JobParams, Methods._cancel_job),
+    "status/get": (NoParams, Methods._get_status),
+}
+"""Each method: what its params must be, and what it does."""
+
+
+def _validated(model: type[_Params], params: Params) -> _Params:
+    try:
+        return model.model_validate(params)
+    except ValidationError as exc:
+        problems = [{"path": _path(e["loc"]), "message": e["msg"]} for e in exc.errors(include_url=False)]
+        raise InvalidParams("invalid params", problems) from exc
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    return "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part[:100]}" for part in location)

@@ -1,0 +1,117 @@
+"""Serving: the listening socket, Hypercorn's settings each on purpose, and the way to an end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from hypercorn.asyncio.worker_context import EventWrapper
+from hypercorn.config import Config
+from starlette.types import ASGIApp
+
+from common.log import get
+from gateway.app import Gateway, create_app
+from gateway.client_connection import ClientConnection
+from gateway.settings import GatewaySettings
+
+_log = get(__name__)
+
+BACKLOG: Final = 1_024
+SILENT_PEER_MS: Final = 60_000
+"""A client that takes nothing, or is gone without a word, for this long is cut by the kernel. It can resume."""
+CUT_FRAME_FACTOR: Final = 4
+"""Above this many times max_request_bytes a frame is not even read: the socket is closed with 1009."""
+QUEUED_MESSAGES: Final = 4
+"""Frames or body parts of one connection that wait in Hypercorn to be read."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket for `serve()`.
+
+    Raises:
+        OSError: if the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    # Accepted connections inherit both. Without the first an event and an answer in a row take 40 ms: asyncio
+    # sets it only on sockets whose protocol number it can see.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Linux knows this one; elsewhere silent peers are held for longer.
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_PEER_MS)
+    return listener
+
+
+async def serve(settings: GatewaySettings, stop: asyncio.Event, listener: socket.socket | None = None) -> None:
+    """Serve until `stop` is set, then drain and return, within `drain_timeout_s` and the closing of NATS.
+
+    The order: not ready, and no new connections; open ones answer what they owe and are closed with 1012;
+    those that are left are cut; NATS is left.
+
+    Raises:
+        OSError: if the address cannot be had.
+        StreamConflict: if NATS has a stream with other settings; `stop` is set then.
+    """
+    listener = listener or listen(settings.host, settings.port)
+    host, port = listener.getsockname()[:2]
+    gateway = Gateway(settings)
+    async with gateway.running(stop), _accepting(create_app(gateway), listener, settings):
+        _log.info("gateway listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        await stop.wait()
+        _log.info("gateway draining", connections=gateway.connections.count)
+        gateway.connections.start_draining()
+    _log.info("gateway stopped")
+    if gateway.failure:
+        raise gateway.failure
+
+
+@asynccontextmanager
+async def _accepting(app: ASGIApp, listener: socket.socket, settings: GatewaySettings) -> AsyncIterator[None]:
+    """Serve whoever connects. On leaving nobody is let in any more, and whoever is in has the drain's time to go."""
+    config = _config(settings)
+    ending = EventWrapper()
+    open_connections: dict[asyncio.Task[None], ClientConnection] = {}
+
+    async def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        open_connections[task] = ClientConnection(app, config, ending, reader, writer)
+        try:
+            await open_connections[task]
+        finally:
+            del open_connections[task]
+
+    server = await asyncio.start_server(on_connection, sock=listener, backlog=BACKLOG)
+    try:
+        yield
+    finally:
+        server.close()
+        await ending.set()
+        if open_connections:
+            await asyncio.wait(open_connections, timeout=settings.drain_timeout_s)
+        for connection in open_connections.values():
+            connection.cut()
+        if open_connections:
+            # What holds them now is a request to NATS, which has a timeout of its own.
+            await asyncio.wait(open_connections)
+
+
+def _config(settings: GatewaySettings) -> Config:
+    config = Config()
+    config.accesslog = None
+    config.errorlog = logging.getLogger("hypercorn.error")  # as every library's: warnings and worse, to our log
+    config.include_server_header = False
+    config.read_timeout = None  # an idle WebSocket is a good one; silent peers are the kernel's to find
+    config.keep_alive_timeout = 75  # above what load balancers use, so that it is not us who close under a request
+    config.keep_alive_max_requests = 100_000
+    config.max_app_queue_size = QUEUED_MESSAGES
+    config.h11_max_incomplete_size = 16 * 1024
+    config.h2_max_concurrent_streams = 100
+    config.h2_max_header_list_size = 16 * 1024
+    config.websocket_max_message_size = settings.max_request_bytes * CUT_FRAME_FACTOR
+    config.websocket_ping_interval = settings.ping_interval_s
+    return config

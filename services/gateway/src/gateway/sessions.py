@@ -1,0 +1,140 @@
+"""Sessions: whose they are, and from which event on a client follows one."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from common import subjects
+from common.bus import Bus, Entry
+from common.errors import Fenced, UnknownSession
+from common.schema import SessionRecord, now_ms
+from common.streams import SESSIONS_BUCKET
+from gateway.store import Store
+
+TRUSTED_FOR_S: Final = 1.0
+"""How long a session that was found is not looked up again: a busy one costs one read a second instead of one a
+call. One that was closed on another gateway takes jobs here for that long; they run, and nobody hears of them."""
+RENEWALS_IN_TTL: Final = 4
+"""How often a session in use is written again while its record would lapse."""
+MAX_KNOWN: Final = 10_000
+
+
+@dataclass(frozen=True)
+class Position:
+    """The last event that a client has: its number, and the epoch of the numbering."""
+
+    epoch: str
+    seq: int
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Where a client stands in a session after opening it."""
+
+    session: str
+    epoch: str
+    seq: int
+    """Events with higher numbers follow."""
+    recovered: bool
+    """Everything after the client's position follows. False where part of it is gone, or nothing was asked for."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A session's record as this gateway last saw it; moments of the loop's clock."""
+
+    trusted_until: float
+    renew_at: float
+
+
+class Sessions:
+    """The session records of all tenants. One that is in use stays known; others lapse after `session_ttl_s`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[tuple[str, str], _Known] = {}
+        """By tenant and session."""
+
+    async def open(self, tenant: str) -> Joined:
+        """A new session of the tenant."""
+        bus = self._store.bus
+        session = subjects.new_session_id()
+        record = SessionRecord(tenant=tenant, created_ms=now_ms())
+        await bus.put(SESSIONS_BUCKET, session, record.encode())
+        self._remember(bus, tenant, session)
+        return await _joined(bus, session, None)
+
+    async def join(self, tenant: str, session: str, position: Position | None) -> Joined:
+        """Come back to a session.
+
+        Raises:
+            UnknownSession: if there is none, or it is another tenant's: the answer does not tell which.
+        """
+        bus = self._store.bus
+        await self._renew(bus, tenant, session)
+        return await _joined(bus, session, position)
+
+    async def require(self, tenant: str, session: str) -> None:
+        """
+        Raises:
+            UnknownSession: as `join()`.
+        """
+        bus = self._store.bus
+        now = asyncio.get_running_loop().time()
+        known = self._known.get((tenant, session))
+        if known is None or known.renew_at <= now:
+            await self._renew(bus, tenant, session)
+        elif known.trusted_until <= now:
+            await _look_up(bus, tenant, session)
+            self._remember(bus, tenant, session, known.renew_at)
+
+    async def close(self, tenant: str, session: str) -> None:
+        """Tell the workers to free what the session holds, and forget it."""
+        bus = self._store.bus
+        await bus.publish(subjects.close(session))
+        await bus.delete(SESSIONS_BUCKET, session)
+        self._known.pop((tenant, session), None)
+
+    async def _renew(self, bus: Bus, tenant: str, session: str) -> None:
+        """Write the record again, which gives it another `session_ttl_s`."""
+        record = await _look_up(bus, tenant, session)
+        assert record.value is not None
+        try:
+            await bus.replace(SESSIONS_BUCKET, session, record.value, record.revision)
+        except Fenced:
+            # Somebody else renewed it just now, which serves as well; or closed it.
+            await _look_up(bus, tenant, session)
+        self._remember(bus, tenant, session)
+
+    def _remember(self, bus: Bus, tenant: str, session: str, renew_at: float | None = None) -> None:
+        now = asyncio.get_running_loop().time()
+        renewal_s = bus.limits.session_ttl_s / RENEWALS_IN_TTL
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        self._known[tenant, session] = _Known(
+            trusted_until=now + min(TRUSTED_FOR_S, renewal_s),
+            renew_at=now + renewal_s if renew_at is None else renew_at,
+        )
+
+
+async def _look_up(bus: Bus, tenant: str, session: str) -> Entry:
+    entry = await bus.get(SESSIONS_BUCKET, session)
+    if entry.value is None or SessionRecord.decode(entry.value).tenant != tenant:
+        raise UnknownSession(session)
+    return entry
+
+
+async def _joined(bus: Bus, session: str, position: Position | None) -> Joined:
+    oldest, newest = await bus.stored_range()
+    if position is None:
+        return Joined(session, bus.epoch, newest, recovered=False)
+    # The stream drops its oldest events first, whichever session they are of. So nothing of this session is
+    # missing where nothing at all is missing; beyond that the store does not tell, and we do not guess.
+    if position.epoch == bus.epoch and oldest - 1 <= position.seq <= newest:
+        return Joined(session, bus.epoch, position.seq, recovered=True)
+    return Joined(session, bus.epoch, max(oldest - 1, 0), recovered=False)

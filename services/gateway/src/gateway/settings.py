@@ -1,0 +1,84 @@
+"""The gateway's settings, read once at start from the environment (`common.settings.load`)."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import re
+from typing import Annotated, Any, Final
+
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_settings import NoDecode
+
+from common.settings import BusSettings
+
+DEVELOPMENT_KEY: Final = "development"
+"""The key of the tenant `development`: public, so it opens nothing but a loopback address."""
+
+_SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
+
+
+def hash_key(key: str) -> str:
+    """What API_KEYS holds for a key."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class GatewaySettings(BusSettings):
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=8080, ge=0, le=65_535)
+    """Port to listen on; 0 takes any that is free."""
+    api_keys: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=lambda: {"development": hash_key(DEVELOPMENT_KEY)}, validate_default=True
+    )
+    """Tenant → SHA-256 of its key in hex; a JSON object. Keys themselves are never stored."""
+    job_timeout_ms: int = Field(default=300_000, ge=1, le=86_400_000)
+    """Start-to-close of a job whose server and tool set none."""
+    max_request_bytes: int = Field(default=1_000_000, ge=1_024, le=16_000_000)
+    """Size of one frame or body; a frame above four times that ends its connection."""
+    max_sessions_per_connection: int = Field(default=16, ge=1, le=1_000)
+    """Sessions whose events one WebSocket carries."""
+    max_requests_per_connection: int = Field(default=64, ge=1, le=10_000)
+    """Requests of one WebSocket that are answered at once; beyond it the socket is not read."""
+    ping_interval_s: float = Field(default=20, gt=0)
+    """How often a WebSocket is pinged: keeps idle connections alive in what lies between."""
+    event_stream_ping_interval_s: float = Field(default=15, gt=0)
+    """How often a comment is sent on a Server-Sent Events stream."""
+    drain_timeout_s: float = Field(default=10, gt=0)
+    """From SIGTERM to the moment when connections that are still open are cut."""
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _from_json(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError as exc:
+            raise ValueError('must be a JSON object such as {"tenant": "<sha256 of its key in hex>"}') from exc
+
+    @field_validator("api_keys")
+    @classmethod
+    def _usable(cls, keys: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        if not keys:
+            raise ValueError("must name at least one tenant")
+        malformed = [tenant for tenant, digest in keys.items() if not _SHA256_HEX.fullmatch(digest)]
+        if malformed:
+            raise ValueError(f"not a SHA-256 in 64 lower-case hex digits: the entry of {', '.join(malformed)}")
+        if len(set(keys.values())) < len(keys):
+            raise ValueError("two tenants have the same key")
+        host = info.data.get("host", "")
+        if hash_key(DEVELOPMENT_KEY) in keys.values() and not _is_loopback(host):
+            raise ValueError(
+                f"the development key is public and HOST is {host}: set API_KEYS to keys of your own,"
+                " or HOST to a loopback address"
+            )
+        return keys
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

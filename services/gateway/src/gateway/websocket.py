@@ -1,0 +1,199 @@
+"""The WebSocket door: JSON-RPC requests in, answers and the joined sessions' events out."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import Any, Final
+
+from starlette.types import Message, Receive, Scope, Send
+
+from common.errors import InvalidRequest, PayloadTooLarge, ServiceError
+from common.log import get
+from gateway import jsonrpc
+from gateway.authentication import TENANT
+from gateway.codec import CODECS, DEFAULT_CODEC, Codec
+from gateway.connections import Connections
+from gateway.following import follow
+from gateway.methods import Caller, Methods
+from gateway.problem import InternalError, problem
+from gateway.settings import GatewaySettings
+from gateway.store import Store
+
+_log = get(__name__)
+
+SERVICE_RESTART: Final = 1012
+ANSWERS_WITHIN_S: Final = 5.0
+"""How long a draining connection waits for the answers that it owes; NATS's own timeout."""
+
+
+class WebSocketDoor:
+    """ASGI endpoint of `/v1/ws`; `Authentication` stands before it."""
+
+    def __init__(self, settings: GatewaySettings, store: Store, methods: Methods, connections: Connections) -> None:
+        self._settings = settings
+        self._store = store
+        self._methods = methods
+        self._connections = connections
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        offered = scope["subprotocols"]
+        chosen = next((name for name in offered if name in CODECS), None)
+        if offered and chosen is None:
+            refusal = InvalidRequest(f"none of the subprotocols is known here; known ones: {', '.join(CODECS)}")
+            await problem(refusal)(scope, receive, send)
+            return
+        await receive()  # websocket.connect
+        await send({"type": "websocket.accept", "subprotocol": chosen, "headers": []})
+        codec = CODECS[chosen] if chosen else DEFAULT_CODEC
+        caller = Caller(scope["state"][TENANT])
+        connection = WebSocketConnection(self._settings, self._store, self._methods, caller, codec, receive, send)
+        with self._connections.holding(connection, "websocket"):
+            if self._connections.draining:
+                await connection.drain()
+            await connection.serve()
+
+
+class WebSocketConnection:
+    """One accepted WebSocket.
+
+    What it holds is bounded: so many requests are answered at once, then the socket is not read; every answer
+    and every event waits for the client to take the one before, and events that wait are in the store.
+    """
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        store: Store,
+        methods: Methods,
+        caller: Caller,
+        codec: Codec,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._methods = methods
+        self._caller = caller
+        self._codec = codec
+        self._receive = receive
+        self._asgi_send = send
+        self._sending = asyncio.Lock()
+        self._room = asyncio.Semaphore(settings.max_requests_per_connection)
+        self._tasks = asyncio.TaskGroup()
+        self._answering: set[asyncio.Task[None]] = set()
+        self._feeds: dict[str, asyncio.Task[None]] = {}
+        self._opening = 0
+        self._draining = False
+        self._over = False
+        self._closed = False
+
+    @property
+    def sessions(self) -> int:
+        return len(self._feeds)
+
+    async def serve(self) -> None:
+        """Returns when the client has gone, and every request that it sent has been dealt with."""
+        async with self._tasks:
+            try:
+                await self._read()
+            finally:
+                self._stop_feeds()
+
+    async def drain(self) -> None:
+        """Take no more requests, answer those that came, close with 1012. The client resumes elsewhere."""
+        self._draining = True
+        if self._answering:
+            await asyncio.wait(self._answering, timeout=ANSWERS_WITHIN_S)
+        self._stop_feeds()
+        await self._send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": "the gateway restarts"})
+        self._closed = True
+
+    # --- requests -------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        while (message := await self._receive())["type"] == "websocket.receive":
+            if self._draining:
+                continue
+            await self._room.acquire()
+            text = message.get("text")
+            task = self._tasks.create_task(self._answer(message["bytes"] if text is None else text))
+            self._answering.add(task)
+            task.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._answering.discard(task)
+        self._room.release()
+
+    async def _answer(self, frame: str | bytes) -> None:
+        request_id = None
+        try:
+            message = self._decode(frame)
+            request_id = jsonrpc.id_of(message)
+            method, params = jsonrpc.parse(message)
+            if method == "session/open":
+                await self._open(request_id, params)
+                return
+            result = await self._methods.call(self._caller, method, params)
+            if method == "session/close":
+                self._stop_feed(result["session"])
+            answer = jsonrpc.result(request_id, result)
+        except ServiceError as exc:
+            answer = jsonrpc.error(request_id, exc)
+        except Exception:  # noqa: BLE001 - the client is owed an answer, and the log has the rest
+            _log.exception("request failed")
+            answer = jsonrpc.error(request_id, InternalError())
+        await self._send(self._codec.encode(answer))
+
+    def _decode(self, frame: str | bytes) -> Any:
+        size = self._codec.frame_size(frame)
+        if size > self._settings.max_request_bytes:
+            raise PayloadTooLarge(size, self._settings.max_request_bytes)
+        return self._codec.decode(frame)
+
+    async def _open(self, request_id: jsonrpc.RequestId | None, params: dict[str, Any]) -> None:
+        """The answer first, then the session's events."""
+        self._require_room_for_session(params.get("session"))
+        self._opening += 1
+        try:
+            opened = await self._methods.call(self._caller, "session/open", params)
+            session = opened["session"]
+            self._stop_feed(session)
+            await self._send(self._codec.encode(jsonrpc.result(request_id, opened)))
+            self._stop_feed(session)  # of another session/open that was answered at the same time
+            if not self._over:
+                self._feeds[session] = self._tasks.create_task(self._forward(session, opened["seq"]))
+        finally:
+            self._opening -= 1
+
+    def _require_room_for_session(self, session: Any) -> None:
+        limit = self._settings.max_sessions_per_connection
+        carried = isinstance(session, str) and session in self._feeds
+        if not carried and len(self._feeds) + self._opening >= limit:
+            raise InvalidRequest(f"a socket carries at most {limit} sessions: open another socket", limit=limit)
+
+    # --- events ---------------------------------------------------------------------------------------
+
+    async def _forward(self, session: str, after: int) -> None:
+        async with aclosing(follow(self._store, session, after)) as events:
+            async for stored in events:
+                await self._send(self._codec.encode(jsonrpc.notification(stored)))
+
+    def _stop_feed(self, session: str) -> None:
+        feed = self._feeds.pop(session, None)
+        if feed:
+            feed.cancel()
+
+    def _stop_feeds(self) -> None:
+        """For good: a session/open that is still being answered starts none any more."""
+        self._over = True
+        for session in list(self._feeds):
+            self._stop_feed(session)
+
+    # --- out ------------------------------------------------------------------------------------------
+
+    async def _send(self, message: Message) -> None:
+        """Returns when the client's socket has taken it, so a slow client holds up whoever sends to it."""
+        async with self._sending:
+            if not self._closed:
+                await self._asgi_send(message)

@@ -1,0 +1,108 @@
+"""What a user types."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import PIPE, STDOUT
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import Cluster, Service, run_cluster
+from tests.nats_server import NatsServer
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(120)]
+
+ROOT = Path(__file__).parent.parent.parent
+DEADLINE_S = 100.0
+CATALOG = """
+servers:
+  time: {image: mcp-orchestrator/time:local, description: Time zones}
+  exec: {kind: exec, image: mcp-orchestrator/exec:local, scope: session}
+  broken: {image: no/such:image}
+"""
+
+
+async def run(*argv: str, **env: str) -> tuple[int, str]:
+    """Exit code and all output of a command, run in the repository's root."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", *argv, cwd=ROOT, env={**os.environ, **env}, stdout=PIPE, stderr=STDOUT
+    )
+    async with asyncio.timeout(DEADLINE_S):
+        output, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode()
+
+
+@pytest.fixture
+async def gateway(nats_server: NatsServer, docker_host: str, tmp_path: Path) -> AsyncIterator[tuple[Cluster, Service]]:
+    async with run_cluster(nats_server.url, docker_host, tmp_path, CATALOG) as cluster:
+        service = await cluster.start_gateway()
+        yield cluster, service
+
+
+async def test_the_demo_shows_every_part_and_leaves_nothing(docker_host: str) -> None:
+    """`make demo`'s main job: exit 0, after it has itself counted containers and processes."""
+    code, output = await run("standalone", "demo", DOCKER_HOST=docker_host)
+
+    assert code == 0, output
+    for words in ("git_log", "progress", "line 3", "no container and no process is left"):
+        assert words in output
+
+
+async def test_the_command_line_calls_a_tool_and_shows_servers_tools_and_workers(
+    gateway: tuple[Cluster, Service],
+) -> None:
+    """Against any gateway's URL."""
+    cluster, service = gateway
+    await cluster.start_worker()
+    at = {"ORCHESTRATOR_URL": service.url, "NO_COLOR": "1", "COLUMNS": "200"}
+
+    code, output = await run("client", "call", "time", "get_current_time", "timezone=UTC", **at)
+    assert (code, '"timezone": "UTC"' in output) == (0, True), output
+    code, output = await run("client", "call", "exec", "run", "command=echo one; echo two", **at)
+    assert (code, output) == (0, "one\ntwo\n")
+    code, output = await run("client", "call", "exec", "run", "command=exit 4", **at)
+    assert code == 1, output
+    code, output = await run("client", "servers", **at)
+    assert code == 0
+    assert "Time zones" in output
+    assert "no/such:image" in output
+    code, output = await run("client", "tools", "time", **at)
+    assert (code, "convert_time" in output) == (0, True), output
+    code, output = await run("client", "ps", **at)
+    assert (code, "time" in output, "w-" in output) == (0, True, True), output
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["call", "nosuch", "tool"], 2, "unknown server 'nosuch'"),
+        (["call", "time", "nosuch"], 2, "has no tool 'nosuch'"),
+        (["call", "time", "get_current_time", "timezone:=5"], 2, "$.timezone"),
+        (["call", "broken", "tool"], 2, "does not exist"),
+        (["job", "nosuch", "nosuch"], 2, "unknown session"),
+    ],
+)
+async def test_a_refused_command_says_why_in_one_sentence(
+    gateway: tuple[Cluster, Service], words: list[str], code: int, said: str
+) -> None:
+    """Exit code 2 and the gateway's own words, no traceback."""
+    cluster, service = gateway
+    await cluster.start_worker()
+    got, output = await run("client", *words, ORCHESTRATOR_URL=service.url, NO_COLOR="1", COLUMNS="500")
+
+    assert got == code, output
+    assert said in output
+    assert "Traceback" not in output
+
+
+async def test_a_gateway_that_is_not_there_is_said_plainly() -> None:
+    """Exit code 3."""
+    code, output = await run("client", "servers", ORCHESTRATOR_URL="http://127.0.0.1:1", NO_COLOR="1")
+
+    assert code == 3, output
+    assert "Traceback" not in output

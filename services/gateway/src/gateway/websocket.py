@@ -23,6 +23,7 @@ from gateway.store import Store
 _log = get(__name__)
 
 SERVICE_RESTART: Final = 1012
+TRY_AGAIN_LATER: Final = 1013
 ANSWERS_WITHIN_S: Final = 5.0
 """How long a draining connection waits for the answers that it owes; NATS's own timeout."""
 
@@ -101,12 +102,17 @@ class WebSocketConnection:
                 self._stop_feeds()
 
     async def drain(self) -> None:
-        """Take no more requests, answer those that came, close with 1012. The client resumes elsewhere."""
+        """Take no more requests, answer those that came, close. The client resumes elsewhere.
+
+        The code tells it what it may repeat: after 1012 nothing that is unanswered was looked at.
+        """
         self._draining = True
+        code = SERVICE_RESTART
         if self._answering:
-            await asyncio.wait(self._answering, timeout=ANSWERS_WITHIN_S)
+            _, late = await asyncio.wait(self._answering, timeout=ANSWERS_WITHIN_S)
+            code = TRY_AGAIN_LATER if late else SERVICE_RESTART
         self._stop_feeds()
-        await self._send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": "the gateway restarts"})
+        await self._send({"type": "websocket.close", "code": code, "reason": "the gateway restarts"})
         self._closed = True
 
     # --- requests -------------------------------------------------------------------------------------

@@ -216,7 +216,7 @@ class GatewayRig:
                 "data": data,
             }
         )
-        return await self.bus.publish_event(event, expected=last.seq if last else 0)
+        return await self.bus.publish_event(event, expected=last.fence if last else 0)
 
     async def start_job(self, session: str, job: str) -> int:
         """What a worker stores when it takes a job."""

@@ -89,7 +89,6 @@ class WorkerRig:
             created_ms=now_ms(),
             start_by_ms=now_ms() + queue_ms,
             timeout_ms=timeout_ms,
-            queued_seq=0,
         )
         await self.bus.enqueue_job(job)
         return job

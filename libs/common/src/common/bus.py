@@ -19,6 +19,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
+from nats.js.api import PubAck
 from nats.js.kv import KeyValue
 
 from common import headers, metrics, subjects
@@ -131,11 +132,11 @@ class Bus:
     async def enqueue_job(self, job: Job, traceparent: str | None = None) -> int:
         """Store the job; when this returns it is accepted. Returns the number of its `queued` event.
 
-        The `queued` event goes first: its number is the fence of the first `started`, and its subject being
-        new makes the job id unique whichever gateway asks (docs/adr/0002).
+        Both are sent at once, the event first, and waited for together: one round trip (docs/adr/0002).
 
         Raises:
             QueueFull: if the session's queue on that server is at its limit; nothing is kept then.
+            Fenced: if there has been a job of that id; this one is not run.
             StoreUnavailable: if the store did not confirm; the job may or may not have been kept.
         """
         queued = Event(
@@ -146,27 +147,42 @@ class Bus:
             time_ms=now_ms(),
             data={"server": job.server, "tool": job.tool},
         )
-        seq = await self.publish_event(queued, expected=0, msg_id=f"{job.id}.queued")
-        message_headers = {headers.MSG_ID: job.id}
+        queued_subject = _subject_of(queued)
+        queued_headers = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: "0"}
+        job_headers = {headers.MSG_ID: job.id}
         if traceparent:
-            message_headers[headers.TRACEPARENT] = traceparent
-        payload = job.model_copy(update={"queued_seq": seq}).encode()
-        try:
-            await self._js.publish(subjects.jobs(job.server, job.session), payload, headers=message_headers)
-        except nats.js.errors.APIError as exc:
-            await self._forget(queued)
-            if exc.err_code == _SUBJECT_FULL:
-                raise QueueFull(job.server, self.limits.queue_limit, QUEUE_FULL_RETRY_S) from exc
-            raise StoreUnavailable(f"JetStream refused the job: {exc.description}", err_code=exc.err_code) from exc
-        except (nats.errors.Error, TimeoutError, OSError) as exc:
-            raise StoreUnavailable("NATS did not confirm the job", job=job.id) from exc
+            job_headers[headers.TRACEPARENT] = traceparent
+        async with asyncio.TaskGroup() as tasks:
+            event = tasks.create_task(self._acknowledged(queued_subject, queued.encode(), queued_headers))
+            message = tasks.create_task(
+                self._acknowledged(subjects.jobs(job.server, job.session), job.encode(), job_headers)
+            )
+        stored, accepted = event.result(), message.result()
+        with _translated("accepting a job"):
+            if isinstance(stored, nats.js.errors.APIError) and stored.err_code in _WRONG_LAST_SEQUENCE:
+                raise Fenced(queued_subject, 0) from stored
+            if not isinstance(stored, PubAck):
+                raise stored
+            if isinstance(accepted, nats.js.errors.APIError):
+                await self._js.purge_stream(SESSIONS, subject=queued_subject)
+                if accepted.err_code == _SUBJECT_FULL:
+                    raise QueueFull(job.server, self.limits.queue_limit, QUEUE_FULL_RETRY_S) from accepted
+            if not isinstance(accepted, PubAck):
+                raise accepted
         metrics.JOBS_ACCEPTED.labels(job.server).inc()
-        return seq
+        return int(stored.seq)
 
-    async def _forget(self, queued: Event) -> None:
-        """Take back the `queued` event of a job that the queue refused."""
-        with _translated("taking back a refused job"):
-            await self._js.purge_stream(SESSIONS, subject=subjects.event(queued.session, queued.job))
+    async def _acknowledged(
+        self, subject: str, payload: bytes, message_headers: dict[str, str]
+    ) -> PubAck | nats.errors.Error | TimeoutError | OSError:
+        """The store's answer to a publish, or why there is none: for publishes that are waited for together.
+
+        (nats-py 2.16's own `publish_async` never resolves a refused publish.)
+        """
+        try:
+            return await self._js.publish(subject, payload, headers=message_headers)
+        except (nats.errors.Error, TimeoutError, OSError) as exc:
+            return exc
 
     @asynccontextmanager
     async def consume_jobs(self, server: str, room: Room) -> AsyncIterator[JobConsumer]:
@@ -206,7 +222,7 @@ class Bus:
                     time_ms=now_ms(),
                     data={"outcome": "dead_lettered", "error": fault.as_dict()},
                 )
-                await self.publish_event(end, expected=last.seq if last else 0)
+                await self.publish_event(end, expected=last.fence if last else 0)
         await msg.term()
 
     async def dead_letter(self, server: str, session: str, letter: DeadLetter) -> None:
@@ -260,7 +276,7 @@ class Bus:
     # --- events ---------------------------------------------------------------------------------------
 
     async def publish_event(self, event: Event, *, expected: int, msg_id: str | None = None) -> int:
-        """Store one event behind number `expected` of its job (0: the job's first). Returns its number.
+        """Store one event behind number `expected` of its job (0: the first after `queued`). Returns its number.
 
         With a `msg_id` a repeated publish of the same event is answered with the first one's number.
 
@@ -269,7 +285,7 @@ class Bus:
             PayloadTooLarge: if the event exceeds what the store takes in one message.
             StoreUnavailable: if the store did not confirm.
         """
-        subject = subjects.event(event.session, event.job)
+        subject = _subject_of(event)
         payload = event.encode()
         if len(payload) > self.max_event_bytes:
             raise PayloadTooLarge(len(payload), self.max_event_bytes)
@@ -281,27 +297,33 @@ class Bus:
                 ack = await self._js.publish(subject, payload, headers=message_headers)
             except nats.js.errors.APIError as exc:
                 if exc.err_code in _WRONG_LAST_SEQUENCE:
+                    if msg_id and (seq := await self._last_stored_as(subject, msg_id)):
+                        return seq
                     raise Fenced(subject, expected) from exc
                 raise
         return ack.seq
 
+    async def _last_stored_as(self, subject: str, msg_id: str) -> int | None:
+        """Number of the subject's last message if it has that id: nats-server 2.15 looks at the fence before the id."""
+        try:
+            msg = await self._js.get_last_msg(SESSIONS, subject)
+        except nats.js.errors.NotFoundError:
+            return None  # past the resume window
+        return msg.seq if (msg.headers or {}).get(headers.MSG_ID) == msg_id else None
+
     async def last_event(self, session: str, job: str) -> StoredEvent | None:
         """The newest event of a job, None if there is none (never was, or past the resume window)."""
-        with _translated("reading a job's last event"):
-            try:
-                msg = await self._js.get_last_msg(SESSIONS, subjects.event(session, job), direct=True)
-            except nats.js.errors.NotFoundError:
-                return None
-        assert msg.seq is not None
-        assert msg.data is not None
-        return StoredEvent(msg.seq, Event.decode(msg.data))
+        newest = await self._last_of(subjects.event(session, job))
+        return newest or await self.queued_event(session, job)
 
-    async def first_event(self, session: str, job: str) -> StoredEvent | None:
-        """The oldest stored event of a job, which is `queued` unless that is past the resume window."""
-        subject = subjects.event(session, job)
-        with _translated("reading a job's first event"):
+    async def queued_event(self, session: str, job: str) -> StoredEvent | None:
+        """The `queued` event of a job, None if there is none."""
+        return await self._last_of(subjects.queued_event(session, job))
+
+    async def _last_of(self, subject: str) -> StoredEvent | None:
+        with _translated("reading an event"):
             try:
-                msg = await self._js.get_msg(SESSIONS, seq=1, subject=subject, direct=True, next=True)
+                msg = await self._js.get_last_msg(SESSIONS, subject, direct=True)
             except nats.js.errors.NotFoundError:
                 return None
         assert msg.seq is not None
@@ -552,6 +574,11 @@ class Bus:
                 feed.resync()
         if not isinstance(exc, asyncio.CancelledError):
             _log.warning("NATS", error=f"{type(exc).__name__}: {exc}")
+
+
+def _subject_of(event: Event) -> str:
+    spell = subjects.queued_event if event.type == "queued" else subjects.event
+    return spell(event.session, event.job)
 
 
 @asynccontextmanager

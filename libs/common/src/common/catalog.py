@@ -141,33 +141,49 @@ def parse(text: str, source: str) -> Catalog:
         CatalogFault: listing every fault as `source:line: where: what`.
     """
     try:
+        return _parse(text, source)
+    except RecursionError as exc:
+        raise CatalogFault(f"{source}:1: nested too deeply, or an alias stands for what contains it") from exc
+
+
+def _parse(text: str, source: str) -> Catalog:
+    try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as exc:
-        mark = getattr(exc, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        raise CatalogFault(f"{source}:{line}: not YAML: {getattr(exc, 'problem', None) or exc}") from exc
+    except yaml.MarkedYAMLError as exc:
+        line = exc.problem_mark.line + 1 if exc.problem_mark else 1
+        raise CatalogFault(f"{source}:{line}: not YAML: {exc.problem}") from exc
+    except yaml.reader.ReaderError as exc:
+        line = text.count("\n", 0, exc.position) + 1
+        raise CatalogFault(f"{source}:{line}: not YAML: {exc.reason}") from exc
     faults: list[tuple[int, str]] = []
     servers = _member(root, "servers")
     if not isinstance(servers, yaml.MappingNode):
         raise CatalogFault(f"{source}:1: the file must have a mapping named 'servers'")
     assert isinstance(root, yaml.MappingNode)
     for key, _ in root.value:
-        if key.value != "servers":
+        if isinstance(key, yaml.ScalarNode) and key.value != "servers":
             faults.append((key.start_mark.line + 1, f"{key.value}: unknown; the only top-level name is 'servers'"))
-    faults += _repeated_keys(root)
+    faults += _faulty_keys(root)
     catalog: Catalog = {}
     for key, node in servers.value:
         line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            continue
         name = str(key.value)
         if not subjects.SERVER_NAME.match(name):
             faults.append((line, f"{name}: a name is 1-32 of a-z, 0-9, - and _, starting with a letter or digit"))
             continue
         try:
             catalog[name] = ServerSpec.model_validate(_plain(node))
+        except yaml.MarkedYAMLError as exc:
+            at = exc.problem_mark.line + 1 if exc.problem_mark else line
+            faults.append((at, f"{name}: {exc.problem}"))
         except ValidationError as exc:
             for fault in exc.errors(include_url=False):
                 path = [str(part) for part in fault["loc"]]
                 faults.append((_line_of(node, path) or line, f"{'.'.join([name, *path])}: {fault['msg']}"))
+        except ValueError as exc:  # what looks like a date, and is none
+            faults.append((line, f"{name}: {exc}"))
     if faults:
         lines = [f"{source}:{line}: {what}" for line, what in sorted(set(faults))]
         raise CatalogFault(f"{len(lines)} fault(s) in the catalog:\n" + "\n".join(lines))
@@ -221,18 +237,21 @@ def _line_of(node: yaml.Node, path: list[str]) -> int | None:
     return line
 
 
-def _repeated_keys(node: yaml.Node) -> list[tuple[int, str]]:
-    """YAML readers let the last of two equal keys win in silence; here it is a fault."""
+def _faulty_keys(node: yaml.Node) -> list[tuple[int, str]]:
+    """YAML readers let the last of two equal keys win in silence; here it is a fault. So is a key that is no text."""
     faults: list[tuple[int, str]] = []
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
-            if key.value in seen:
+            if not isinstance(key, yaml.ScalarNode):
+                faults.append((line, "a key must be plain text"))
+            elif key.value in seen:
                 faults.append((line, f"{key.value}: repeated; first on line {seen[key.value]}"))
-            seen.setdefault(key.value, line)
-            faults += _repeated_keys(value)
+            else:
+                seen[key.value] = line
+            faults += _faulty_keys(value)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            faults += _repeated_keys(item)
+            faults += _faulty_keys(item)
     return faults

@@ -36,6 +36,11 @@ class StoredEvent(NamedTuple):
     seq: int
     event: Event
 
+    @property
+    def fence(self) -> int:
+        """What the job's next event is stored behind. The `queued` event is no fence: it has its own subject."""
+        return 0 if self.event.type == "queued" else self.seq
+
 
 class SessionFeed:
     """Iterate to get events. Made by `Bus.subscribe_session()`, for one reader."""

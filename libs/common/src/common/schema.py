@@ -106,12 +106,13 @@ class Job(Message):
     """Schedule-to-start: after this moment the job ends `timed_out` instead of starting."""
     timeout_ms: int
     """Start-to-close: how long one attempt may run."""
-    queued_seq: int
-    """Number of the job's `queued` event: the fence for its first `started`."""
 
 
 class Event(_Telling):
-    """One stored reply message of a job. Subject: `sessions.<session>.<job>`; its number is the stream's."""
+    """One stored reply message of a job; its number is the stream's.
+
+    Subject: `sessions.<session>.<job>`, and `sessions.<session>.<job>.queued` for the `queued` event.
+    """
 
     job: str
     session: str

@@ -85,7 +85,7 @@ def stream_configs(limits: Limits) -> list[StreamConfig]:
             max_bytes=4 * _GIB,
             duplicate_window=limits.resume_window_s,
             allow_direct=True,
-            republish=RePublish(src=subjects.ALL_EVENTS, dest=subjects.LIVE_TEMPLATE),
+            republish=RePublish(src=subjects.ALL_EVENTS, dest=subjects.ALL_LIVE),
             num_replicas=limits.replicas,
         ),
         StreamConfig(

@@ -18,11 +18,11 @@ TOKEN: Final = re.compile(r"^[A-Za-z0-9_-]{1,64}\Z")
 SERVER_NAME: Final = re.compile(r"^[a-z0-9][a-z0-9_-]{0,31}\Z")
 
 ALL_JOBS: Final = "jobs.*.*"
-ALL_EVENTS: Final = "sessions.*.*"
+ALL_EVENTS: Final = "sessions.>"
 ALL_DEAD: Final = "dead.*.*"
 ALL_CANCELS: Final = "cancel.*.*"
 ALL_CLOSES: Final = "close.*"
-LIVE_TEMPLATE: Final = "live.{{wildcard(1)}}.{{wildcard(2)}}"
+ALL_LIVE: Final = "live.>"
 
 
 def new_session_id() -> str:
@@ -68,12 +68,17 @@ def event(session: str, job: str) -> str:
     return f"sessions.{session}.{job}"
 
 
+def queued_event(session: str, job: str) -> str:
+    """Apart from the job's other events, so that these are fenced from number 0 on (docs/adr/0002)."""
+    return f"sessions.{session}.{job}.queued"
+
+
 def events_of_session(session: str) -> str:
-    return f"sessions.{session}.*"
+    return f"sessions.{session}.>"
 
 
 def live_of_session(session: str) -> str:
-    return f"live.{session}.*"
+    return f"live.{session}.>"
 
 
 def dead(server: str, session: str) -> str:

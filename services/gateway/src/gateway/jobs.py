@@ -66,7 +66,6 @@ class Jobs:
             created_ms=now,
             start_by_ms=now + int(spec.timeouts.queue_s * 1000),
             timeout_ms=spec.timeout_ms(tool, self._default_timeout_ms),
-            queued_seq=0,
         )
         size = _size(job)
         limit = bus.max_payload - MESSAGE_HEADERS_BYTES
@@ -161,12 +160,12 @@ async def _newest(bus: Bus, session: str, job: str) -> StoredEvent:
 
 
 async def _queued(bus: Bus, session: str, job: str) -> Event | None:
-    first = await bus.first_event(session, job)
-    return first.event if first and first.event.type == "queued" else None
+    queued = await bus.queued_event(session, job)
+    return queued.event if queued else None
 
 
 async def _end_queued(bus: Bus, queued: StoredEvent) -> None:
-    """Store `cancelled` behind the `queued` event, then take the job out of the queue.
+    """Store `cancelled` as the first event after `queued`, then take the job out of the queue.
 
     Raises:
         Fenced: if another event came in between.
@@ -180,7 +179,7 @@ async def _end_queued(bus: Bus, queued: StoredEvent) -> None:
         time_ms=now_ms(),
         data={"outcome": "cancelled"},
     )
-    await bus.publish_event(end, expected=queued.seq)
+    await bus.publish_event(end, expected=queued.fence)
     server = event.data["server"]
     metrics.JOBS_ENDED.labels(server, "cancelled").inc()
     try:

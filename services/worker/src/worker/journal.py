@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 from typing import Any
 
 from common.bus import Bus
@@ -29,6 +30,8 @@ class Journal:
         self._job = job
         self._attempt = attempt
         self._last_seq = last_seq
+        self._writer = secrets.token_hex(6)
+        """Part of every event's id, so that no other worker's event of the same attempt is taken for ours."""
         self._written = 0
 
     async def append(self, type_: EventType, data: dict[str, Any]) -> None:
@@ -47,7 +50,7 @@ class Journal:
         )
         self._written += 1
         # A repeat after a lost acknowledgement carries the same id, and gets the first one's number.
-        msg_id = f"{self._job.id}.{self._attempt}.{self._last_seq}.{self._written}"
+        msg_id = f"{self._job.id}.{self._writer}.{self._written}"
         wait_s = RETRY_MIN_S
         while True:
             try:

@@ -41,10 +41,10 @@ def decide(last: StoredEvent | None, *, repeatable: bool, max_attempts: int) -> 
     if event.terminal:
         return Drop()
     if event.type == "queued":
-        return Start(attempt=1, last_seq=last.seq)
+        return Start(attempt=1, last_seq=last.fence)
     if not repeatable:
         worker = str(event.data.get("worker", "")) if event.type == "started" else "unknown"
-        return End(event.attempt, last.seq, OutcomeUnknown(event.attempt, worker, event.time_ms))
+        return End(event.attempt, last.fence, OutcomeUnknown(event.attempt, worker, event.time_ms))
     if event.attempt >= max_attempts:
-        return End(event.attempt, last.seq, TooManyAttempts(event.attempt))
-    return Start(attempt=event.attempt + 1, last_seq=last.seq)
+        return End(event.attempt, last.fence, TooManyAttempts(event.attempt))
+    return Start(attempt=event.attempt + 1, last_seq=last.fence)

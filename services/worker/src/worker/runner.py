@@ -183,7 +183,7 @@ class Runner:
         """Decide by the job's last event, and decide anew whenever the store says that there is a newer one."""
         job = delivery.job
         picked_up_ms = now_ms()
-        step: Start | End | Drop = Start(1, job.queued_seq)
+        step: Start | End | Drop = Start(1, 0)
         if delivery.deliveries > 1:
             step = await self._decide(job, server)
         for _ in range(FENCED_RETRIES):

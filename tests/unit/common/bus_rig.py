@@ -1,0 +1,85 @@
+"""What tests on a real bus are made of: a connection, messages with every field set, and a store that pauses."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from prometheus_client import REGISTRY
+
+from common.bus import Bus, connect
+from common.feed import SessionFeed, StoredEvent
+from common.schema import Event, EventType, Job, now_ms
+from common.settings import BusSettings
+from common.subjects import new_job_id
+from tests.leftovers import child_processes
+from tests.nats_server import NatsServer
+
+DEADLINE_S = 20.0
+SERVER = "srv"
+SESSION = "s1"
+
+
+@asynccontextmanager
+async def open_bus(server: NatsServer, **settings: Any) -> AsyncIterator[Bus]:
+    async with connect(BusSettings(nats_url=server.url, **settings), "test") as bus:
+        yield bus
+
+
+def make_job(session: str = SESSION, server: str = SERVER, **fields: Any) -> Job:
+    job = Job(
+        id=new_job_id(),
+        session=session,
+        tenant="test",
+        server=server,
+        tool="echo",
+        arguments={},
+        created_ms=now_ms(),
+        start_by_ms=now_ms() + 60_000,
+        timeout_ms=60_000,
+    )
+    return job.model_copy(update=fields)
+
+
+def make_event(
+    job: str = "j1", type_: EventType = "progress", session: str = SESSION, attempt: int = 1, **data: Any
+) -> Event:
+    return Event(job=job, session=session, attempt=attempt, type=type_, time_ms=now_ms(), data=data)
+
+
+async def store_events(bus: Bus, count: int, job: str = "j1", session: str = SESSION, after: int = 0) -> list[int]:
+    """`count` events of one job behind number `after`; their numbers."""
+    numbers = [after]
+    for number in range(count):
+        event = make_event(job, session=session, progress=number)
+        numbers.append(await bus.publish_event(event, expected=numbers[-1]))
+    return numbers[1:]
+
+
+async def read_events(feed: SessionFeed, count: int) -> list[StoredEvent]:
+    """The next `count` events of a feed."""
+    found: list[StoredEvent] = []
+    async for stored in feed:
+        found.append(stored)
+        if len(found) == count:
+            break
+    return found
+
+
+@contextmanager
+def store_paused() -> Iterator[None]:
+    """The nats-server of the test takes what is sent to it, and answers nothing until the end."""
+    [pid] = [pid for pid, command in child_processes().items() if "nats-server" in command]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def counted(name: str, **labels: str) -> float:
+    """The value of a metric; 0 if it was never set."""
+    return REGISTRY.get_sample_value(name, labels) or 0.0

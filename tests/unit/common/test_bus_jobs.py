@@ -1,0 +1,228 @@
+"""Jobs in the store: accepted once, bounded, counted, withdrawn."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from common import headers, subjects
+from common.bus import Bus
+from common.errors import Fenced, QueueFull
+from common.schema import DeadLetter, Job, now_ms
+from common.streams import DEAD_LETTERS, JOBS, SESSIONS
+from common.subjects import new_job_id
+from tests.nats_server import NatsServer
+from tests.unit.common.bus_rig import DEADLINE_S, SERVER, SESSION, counted, make_event, make_job, open_bus
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+async def events_of(bus: Bus, session: str) -> list[tuple[int, str, str]]:
+    return [(found.seq, found.event.job, found.event.type) async for found in bus.replay_session(session, 0)]
+
+
+async def message_count(bus: Bus, stream: str) -> int:
+    return int((await bus.client.jetstream().stream_info(stream)).state.messages)
+
+
+async def until_unfinished(bus: Bus, session: str, jobs: list[str]) -> None:
+    """An acknowledgement takes a moment to remove its job."""
+    async with asyncio.timeout(DEADLINE_S):
+        while await bus.unfinished_jobs(session) != jobs:
+            pass
+
+
+async def test_an_accepted_job_is_a_queued_event_and_a_message_in_the_queue(bus: Bus) -> None:
+    """The answer is the number of the event; the trace of the request goes with the message."""
+    accepted = counted("jobs_accepted_total", server=SERVER)
+    job = make_job(arguments={"text": "hello"}, meta={"m": 1})
+    seq = await bus.enqueue_job(job, TRACEPARENT)
+    queued = await bus.last_event(job.session, job.id)
+    message = await bus.client.jetstream().get_last_msg(JOBS, subjects.jobs(SERVER, SESSION))
+
+    assert queued is not None
+    assert (queued.seq, queued.event.type, queued.event.attempt) == (seq, "queued", 0)
+    assert queued.event.data == {"server": SERVER, "tool": "echo"}
+    assert message.data is not None
+    assert Job.decode(message.data) == job
+    assert message.headers == {headers.MSG_ID: job.id, headers.TRACEPARENT: TRACEPARENT}
+    assert counted("jobs_accepted_total", server=SERVER) == accepted + 1
+
+
+async def test_a_job_id_is_accepted_once(bus: Bus, nats_server: NatsServer) -> None:
+    """Whichever gateway asks a second time is refused by the store; nothing is queued twice."""
+    job = make_job()
+    seq = await bus.enqueue_job(job)
+
+    async with open_bus(nats_server) as other:
+        with pytest.raises(Fenced):
+            await other.enqueue_job(job.model_copy(update={"tool": "other"}))
+    assert await events_of(bus, SESSION) == [(seq, job.id, "queued")]
+    assert await message_count(bus, JOBS) == 1
+
+
+async def test_a_full_queue_is_refused_and_leaves_nothing_behind(nats_server: NatsServer) -> None:
+    """The limit is one session's on one server; the store itself holds it, so it holds over all gateways."""
+    async with open_bus(nats_server, queue_limit=2) as bus, open_bus(nats_server, queue_limit=2) as other:
+        kept = [make_job(), make_job()]
+        await bus.enqueue_job(kept[0])
+        await other.enqueue_job(kept[1])
+        for door in (bus, other):
+            with pytest.raises(QueueFull) as refused:
+                await door.enqueue_job(make_job())
+            assert refused.value.data == {"server": SERVER, "limit": 2, "depth": 2, "retry_after_s": 1.0}
+
+        assert [(job, type_) for _, job, type_ in await events_of(bus, SESSION)] == [(j.id, "queued") for j in kept]
+        assert await bus.unfinished_jobs(SESSION) == [job.id for job in kept]
+
+
+async def test_a_refused_job_leaves_nothing_behind_on_a_busy_store_either(nats_server: NatsServer) -> None:
+    """The store writes its streams independently: the refusal may come before the event is there to be taken back."""
+    async with open_bus(nats_server, queue_limit=1) as bus, open_bus(nats_server, queue_limit=1) as busy:
+
+        async def refused() -> None:
+            with pytest.raises(QueueFull):
+                await bus.enqueue_job(make_job())
+
+        await bus.enqueue_job(make_job())
+        for _ in range(15):
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(10):
+                    noise = make_event(f"{new_job_id()}-{number}", session="s2", text="x" * 20_000)
+                    tasks.create_task(busy.publish_event(noise, expected=0))
+                for _ in range(10):
+                    tasks.create_task(refused())
+
+        assert len(await events_of(bus, SESSION)) == 1
+
+
+async def test_a_full_queue_is_nobody_elses(nats_server: NatsServer) -> None:
+    """Other sessions on the server, and other servers for the session, go on."""
+    async with open_bus(nats_server, queue_limit=1) as bus:
+        await bus.enqueue_job(make_job())
+        with pytest.raises(QueueFull):
+            await bus.enqueue_job(make_job())
+        await bus.enqueue_job(make_job(session="s2"))
+        await bus.enqueue_job(make_job(server="other"))
+
+        assert await message_count(bus, JOBS) == 3
+
+
+async def test_a_queue_has_room_again_when_a_job_has_left_it(nats_server: NatsServer) -> None:
+    """By its end or by being withdrawn."""
+    async with open_bus(nats_server, queue_limit=1) as bus:
+        await bus.ensure_server(SERVER, 10)
+        await bus.enqueue_job(make_job())
+        async with bus.consume_jobs(SERVER, lambda: 1) as consumer:
+            await (await anext(aiter(consumer))).ack()
+            await until_unfinished(bus, SESSION, [])
+            consumer.stop_asking()
+        second = make_job()
+        await bus.enqueue_job(second)
+        await bus.withdraw_job(SERVER, SESSION, second.id)
+
+        await bus.enqueue_job(make_job())
+
+
+async def test_a_withdrawn_job_is_gone_and_its_neighbours_are_not(bus: Bus) -> None:
+    """It is known by its id, among all jobs of its session on the server."""
+    jobs = [make_job() for _ in range(3)]
+    elsewhere = [make_job(session="s2"), make_job(server="other")]
+    for job in jobs + elsewhere:
+        await bus.enqueue_job(job)
+    await bus.withdraw_job(SERVER, SESSION, jobs[1].id)
+
+    assert await bus.unfinished_jobs(SESSION) == [jobs[0].id, jobs[2].id, elsewhere[1].id]
+    assert await bus.unfinished_jobs("s2") == [elsewhere[0].id]
+
+
+async def test_withdrawing_a_job_that_is_not_queued_changes_nothing(bus: Bus) -> None:
+    """It may have ended meanwhile, or be another session's."""
+    job = make_job()
+    await bus.enqueue_job(job)
+    await bus.withdraw_job(SERVER, "s2", job.id)
+    await bus.withdraw_job("other", SESSION, job.id)
+    await bus.withdraw_job(SERVER, SESSION, "never")
+
+    assert await bus.unfinished_jobs(SESSION) == [job.id]
+
+
+async def test_the_oldest_job_of_a_session_on_a_server_is_the_first_that_has_not_ended(bus: Bus) -> None:
+    """By its number in the queue; other sessions and servers do not count."""
+    await bus.ensure_server(SERVER, 10)
+    assert await bus.oldest_job_seq(SERVER, SESSION) is None
+    for job in (make_job(session="s2"), make_job(), make_job(server="other"), make_job()):
+        await bus.enqueue_job(job)
+
+    assert await bus.oldest_job_seq(SERVER, SESSION) == 2
+    assert await bus.oldest_job_seq(SERVER, SESSION, after=1) == 2
+    assert await bus.oldest_job_seq(SERVER, SESSION, after=2) == 4
+    assert await bus.oldest_job_seq(SERVER, SESSION, after=4) is None
+    assert await bus.oldest_job_seq("other", SESSION) == 3
+
+
+async def test_the_depth_of_a_queue_tells_the_waiting_and_the_running_apart(bus: Bus) -> None:
+    """A delivered job runs until it is acknowledged; a server without a queue has no jobs."""
+    assert await bus.queue_depth("unknown") == (0, 0)
+    await bus.ensure_server(SERVER, 10)
+    for _ in range(3):
+        await bus.enqueue_job(make_job())
+    assert await bus.queue_depth(SERVER) == (3, 0)
+    async with bus.consume_jobs(SERVER, lambda: 1) as consumer:
+        delivery = await anext(aiter(consumer))
+        consumer.stop_asking()
+        assert await bus.queue_depth(SERVER) == (2, 1)
+        await delivery.ack()
+        async with asyncio.timeout(DEADLINE_S):
+            while await bus.queue_depth(SERVER) != (2, 0):
+                pass
+
+
+async def test_a_cluster_wide_limit_holds_over_all_workers(bus: Bus, nats_server: NatsServer) -> None:
+    """The store delivers no more than `max_in_flight` until one is acknowledged."""
+    await bus.ensure_server(SERVER, 2)
+    for _ in range(4):
+        await bus.enqueue_job(make_job())
+    async with open_bus(nats_server) as other:
+        async with bus.consume_jobs(SERVER, lambda: 4) as one, other.consume_jobs(SERVER, lambda: 4) as two:
+            async with asyncio.timeout(DEADLINE_S):
+                while await bus.queue_depth(SERVER) != (2, 2):
+                    pass
+            ends = [asyncio.ensure_future(anext(aiter(consumer))) for consumer in (one, two)]
+            done, _ = await asyncio.wait(ends, timeout=DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
+            await done.pop().result().ack()
+            async with asyncio.timeout(DEADLINE_S):
+                while await bus.queue_depth(SERVER) != (1, 2):
+                    pass
+            for end in ends:
+                end.cancel()
+            await asyncio.wait(ends)
+
+
+async def test_a_dead_letter_keeps_the_jobs_bytes_and_is_stored_once_for_a_delivery(bus: Bus) -> None:
+    """A worker that died between the letter and the end of the job writes it again."""
+    dead = counted("dead_letters_total", server=SERVER)
+    letter = DeadLetter(
+        job="j1", reason="poison", subject=subjects.jobs(SERVER, SESSION), payload=b"\xc1", deliveries=1, time_ms=1
+    )
+    later = letter.model_copy(update={"deliveries": 2, "time_ms": now_ms()})
+    for each in (letter, letter, later):
+        await bus.dead_letter(SERVER, SESSION, each)
+    js = bus.client.jetstream()
+    stored = [await js.get_msg(DEAD_LETTERS, seq=seq) for seq in (1, 2)]
+
+    assert await message_count(bus, DEAD_LETTERS) == 2
+    assert [DeadLetter.decode(message.data or b"") for message in stored] == [letter, later]
+    assert {message.subject for message in stored} == {subjects.dead(SERVER, SESSION)}
+    assert counted("dead_letters_total", server=SERVER) == dead + 3
+
+
+async def test_letters_of_jobs_without_a_known_id_are_each_kept(bus: Bus) -> None:
+    """Nothing tells them apart, so none of them is taken for another."""
+    letter = DeadLetter(job="", reason="poison", subject="x", payload=b"", deliveries=1, time_ms=1)
+    for _ in range(2):
+        await bus.dead_letter(SERVER, SESSION, letter)
+
+    assert await message_count(bus, DEAD_LETTERS) == 2
+    assert await message_count(bus, SESSIONS) == 0

@@ -1,0 +1,54 @@
+"""From a signal to the end of the drain."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from common.lifecycle import Budget, run, stop_on_signals
+from tests.unit.common.bus_rig import DEADLINE_S
+
+
+@pytest.fixture
+def restored_handlers() -> Iterator[None]:
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@pytest.mark.usefixtures("restored_handlers")
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_sets_the_stop_event_and_a_second_one_changes_nothing(signum: signal.Signals) -> None:
+    """What is under way goes on to its end: the drain has its own budget."""
+    seen: list[bool] = []
+
+    async def serve() -> None:
+        stop = stop_on_signals()
+        seen.append(stop.is_set())
+        os.kill(os.getpid(), signum)
+        async with asyncio.timeout(DEADLINE_S):
+            await stop.wait()
+        os.kill(os.getpid(), signum)
+        await asyncio.sleep(0)
+        seen.append(stop.is_set())
+
+    run(serve())
+
+    assert seen == [False, True]
+
+
+async def test_a_budget_shrinks_to_nothing_and_not_below() -> None:
+    """What is left is a timeout, so it never is negative."""
+    budget, none = Budget(1000), Budget(0)
+    first = budget.left_s
+    async with asyncio.timeout(DEADLINE_S):
+        while budget.left_s == first:
+            await asyncio.sleep(0)
+
+    assert 900 < budget.left_s < first <= 1000
+    assert none.left_s == 0

@@ -291,35 +291,40 @@ def test_the_fingerprint_does_not_depend_on_the_order_of_the_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "hints", "repeatable"),
+    ("override", "hints", "holds"),
     [
-        ({}, {}, False),
-        ({}, {"readOnlyHint": True}, True),
-        ({}, {"idempotentHint": True}, True),
-        ({}, {"readOnlyHint": False, "idempotentHint": False}, False),
-        ({}, {"readOnlyHint": "true"}, False),
-        ({}, {"idempotentHint": 1}, False),
-        ({}, {"destructiveHint": False}, False),
-        ({"read_only": True}, {}, True),
-        ({"idempotent": True}, {"readOnlyHint": False, "idempotentHint": False}, True),
-        ({"read_only": False}, {"readOnlyHint": True}, False),
-        ({"idempotent": False}, {"idempotentHint": True}, False),
-        ({"read_only": False}, {"readOnlyHint": True, "idempotentHint": True}, True),
-        ({"idempotent": False}, {"readOnlyHint": True}, True),
-        ({"read_only": False, "idempotent": False}, {"readOnlyHint": True, "idempotentHint": True}, False),
-        ({"timeout_ms": 5}, {}, False),
+        (None, {}, False),
+        (None, {"hint": True}, True),
+        (None, {"hint": False}, False),
+        (None, {"hint": "true"}, False),
+        (None, {"hint": 1}, False),
+        (None, {"hint": None}, False),
+        (None, {"other": True}, False),
+        (True, {}, True),
+        (True, {"hint": False}, True),
+        (False, {"hint": True}, False),
+        (False, {"hint": True, "other": True}, False),
     ],
 )
-def test_a_tool_may_be_repeated_by_the_operators_word_else_by_its_own_hints(
-    override: dict[str, Any], hints: dict[str, Any], repeatable: bool
+@pytest.mark.parametrize("rule", ["read_only", "idempotent"])
+def test_the_operators_word_on_a_tool_counts_else_its_own_hint(
+    rule: str, override: bool | None, hints: dict[str, Any], holds: bool
 ) -> None:
-    """Read-only or idempotent; a hint that is missing or no boolean means no; each word is only for its hint."""
-    assert spec(tools={"t": override}).repeatable("t", hints) is repeatable
+    """A hint that is missing or no boolean means no; word and hint are each for one question only."""
+    names = {"read_only": "readOnlyHint", "idempotent": "idempotentHint"}
+    other = next(name for name in names if name != rule)
+    told = {{"hint": names[rule], "other": names[other]}[name]: value for name, value in hints.items()}
+    entry = spec(tools={"t": {rule: override, other: not override}} if override is not None else {})
+
+    assert getattr(entry, rule)("t", told) is holds
 
 
 def test_an_override_is_for_its_tool_alone() -> None:
     """Another tool of the server keeps its hints."""
-    assert spec(tools={"t": {"read_only": True}}).repeatable("u", {}) is False
+    entry = spec(tools={"t": {"read_only": True, "idempotent": False}})
+
+    assert entry.read_only("u", {}) is False
+    assert entry.idempotent("u", {"idempotentHint": True}) is True
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,8 @@ class Bus:
     async def enqueue_job(self, job: Job, traceparent: str | None = None) -> int:
         """Store the job; when this returns it is accepted. Returns the number of its `queued` event.
 
-        Both are sent at once, the event first, and waited for together: one round trip (docs/adr/0002).
+        Both are sent at once and waited for together: one round trip (docs/adr/0002). The job goes first, because
+        its way is the longer one: the store has the event before a worker can have answered.
 
         Raises:
             QueueFull: if the session's queue on that server is at its limit; nothing is kept then.
@@ -153,10 +154,10 @@ class Bus:
         if traceparent:
             job_headers[headers.TRACEPARENT] = traceparent
         async with asyncio.TaskGroup() as tasks:
-            event = tasks.create_task(self._acknowledged(queued_subject, queued.encode(), queued_headers))
             message = tasks.create_task(
                 self._acknowledged(subjects.jobs(job.server, job.session), job.encode(), job_headers)
             )
+            event = tasks.create_task(self._acknowledged(queued_subject, queued.encode(), queued_headers))
         stored, accepted = event.result(), message.result()
         with _translated("accepting a job"):
             if isinstance(stored, nats.js.errors.APIError) and stored.err_code in _WRONG_LAST_SEQUENCE:

@@ -121,14 +121,15 @@ class ServerSpec(_Part):
         override = self.tools.get(tool)
         return (override.timeout_ms if override else None) or self.timeouts.job_ms or default_ms
 
-    def repeatable(self, tool: str, annotations: dict[str, Any]) -> bool:
-        """May a second attempt of this tool run? The operator's word, else the server's hints; absent means no."""
-        override = self.tools.get(tool, ToolOverride())
-        read_only = override.read_only if override.read_only is not None else annotations.get("readOnlyHint") is True
-        idempotent = (
-            override.idempotent if override.idempotent is not None else annotations.get("idempotentHint") is True
-        )
-        return read_only or idempotent
+    def read_only(self, tool: str, annotations: dict[str, Any]) -> bool:
+        """Has the tool no effect? The operator's word, else the server's hint; absent means no."""
+        override = self.tools.get(tool, ToolOverride()).read_only
+        return annotations.get("readOnlyHint") is True if override is None else override
+
+    def idempotent(self, tool: str, annotations: dict[str, Any]) -> bool:
+        """Has a second run no further effect? As `read_only`."""
+        override = self.tools.get(tool, ToolOverride()).idempotent
+        return annotations.get("idempotentHint") is True if override is None else override
 
 
 Catalog = dict[str, ServerSpec]

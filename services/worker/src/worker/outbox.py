@@ -13,12 +13,18 @@ WAITING_EVENTS = 32
 
 
 class Outbox:
-    """One job's progress and output. `pump()` must run; it ends after `close()`, when all is stored."""
+    """One attempt's events before its result. `pump()` must run; it ends after `close()`, when all is stored."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._waiting: asyncio.Queue[tuple[EventType, dict[str, Any]] | None] = asyncio.Queue(WAITING_EVENTS)
         self._ended = False
+        self.first_settled = asyncio.Event()
+        """Set when the first event is stored, or never will be."""
+
+    def started(self, data: dict[str, Any]) -> None:
+        """The first event of an attempt."""
+        self._waiting.put_nowait(("started", data))
 
     def progress(self, data: dict[str, Any]) -> None:
         """Never waits. A tool that reports faster than the store takes it loses reports in between: each one
@@ -40,11 +46,13 @@ class Outbox:
         try:
             while (item := await self._waiting.get()) is not None:
                 await self._journal.append(*item)
+                self.first_settled.set()
         except Fenced as exc:
             return exc
         finally:
             # What comes after the end is nobody's: writers must neither wait for it nor pile it up.
             self._ended = True
+            self.first_settled.set()
             while not self._waiting.empty():
                 self._waiting.get_nowait()
         return None

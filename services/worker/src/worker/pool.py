@@ -86,6 +86,7 @@ class Pool:
         self._failures = 0
         self._retry_at = 0.0
         self._last_failure: JobError | None = None
+        self._gauges = {state: metrics.CONTAINERS.labels(server, state) for state in ("ready", "busy", "starting")}
         self._max_age_s = MAX_AGE_S * (1 + AGE_JITTER * random.random())
 
     # --- what the worker shows -------------------------------------------------------------------------
@@ -379,8 +380,8 @@ class Pool:
         async with self._changed:
             self._changed.notify_all()
         stats = self.stats()
-        for state in ("ready", "busy", "starting"):
-            metrics.CONTAINERS.labels(self._server, state).set(stats[state])
+        for state, gauge in self._gauges.items():
+            gauge.set(stats[state])
 
 
 def container_spec(

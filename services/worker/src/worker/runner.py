@@ -77,6 +77,8 @@ class ServerContext(Protocol):
 
     def repeatable(self, tool: str) -> bool: ...
 
+    def read_only(self, tool: str) -> bool: ...
+
 
 @dataclass
 class Ending:
@@ -247,41 +249,42 @@ class Runner:
             "warm": acquired.warm,
             "state_lost": acquired.state_lost,
         }
+        grip = _Grip(source, acquired.container)
         try:
-            await journal.append("started", started)
+            begun = perf_counter()
+            ending = await self._call(job, server, grip, journal, started)
+            timings["tool_ms"] = _since_ms(begun)
+            ending = await self._store_result(journal, ending, {"timings": timings, "ran": _ran(server, acquired)})
         except Fenced as exc:
-            await source.release(acquired.container)
             raise _Superseded from exc
-        except BaseException:
-            await source.release(acquired.container)
-            raise
-        begun = perf_counter()
-        ending = await self._call(job, server, source, acquired, journal)
-        timings["tool_ms"] = _since_ms(begun)
-        ending = await self._store_result(journal, ending, {"timings": timings, "ran": _ran(server, acquired)})
+        finally:
+            await grip.let_go()
         await self._settle(delivery)
         self._tell_end(job, step.attempt, ending, timings, delivery.traceparent)
         return None
 
     async def _call(
-        self, job: Job, server: ServerContext, source: ContainerSource, acquired: Acquired, journal: Journal
+        self, job: Job, server: ServerContext, grip: _Grip, journal: Journal, started: dict[str, Any]
     ) -> Ending:
-        """Put the job to the container and wait for its answer, its cancel or its timeout; then let go of it.
+        """Store `started`, put the job to the container, wait for its answer, its cancel or its timeout.
+
+        A read-only tool need not wait until `started` is stored: what it does before a refusal has no effect, and is
+        stopped (docs/adr/0008).
 
         Raises:
-            Fenced: if another worker has taken the job over meanwhile; the call was stopped.
+            Fenced: if the job is another's, or has ended; nothing of it runs here any more.
         """
-        grip = _Grip(source, acquired.container)
         outbox = Outbox(journal)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                pump = tasks.create_task(outbox.pump())
-                ending = await self._answer(job, server, grip, outbox, pump)
-                await outbox.close()
-        finally:
-            await grip.let_go()
+        outbox.started(started)
+        async with asyncio.TaskGroup() as tasks:
+            pump = tasks.create_task(outbox.pump())
+            if not server.read_only(job.tool):
+                await outbox.first_settled.wait()
+            ending = None if pump.done() else await self._answer(job, server, grip, outbox, pump)
+            await outbox.close()
         if fenced := pump.result():
             raise fenced
+        assert ending is not None, "the pump ends early only when it was fenced"
         return ending
 
     async def _answer(

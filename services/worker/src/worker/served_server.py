@@ -108,8 +108,15 @@ class ServedServer:
     # --- jobs -----------------------------------------------------------------------------------------
 
     def repeatable(self, tool: str) -> bool:
+        """May a second attempt of it run?"""
+        return self.read_only(tool) or self.spec.idempotent(tool, self._annotations(tool))
+
+    def read_only(self, tool: str) -> bool:
+        return self.spec.read_only(tool, self._annotations(tool))
+
+    def _annotations(self, tool: str) -> dict[str, Any]:
         annotations = self._tools.get(tool, {}).get("annotations")
-        return self.spec.repeatable(tool, annotations if isinstance(annotations, dict) else {})
+        return annotations if isinstance(annotations, dict) else {}
 
     def room(self) -> int:
         """How many more jobs may come; none before it is known what they may ask for."""

@@ -64,7 +64,7 @@ class WorkerRig:
         async with asyncio.timeout(DEADLINE_S):
             while True:
                 answers = await self.bus.gather(subjects.micro_stats("worker"), 0.2)
-                found = [answer["endpoints"][0]["data"] for answer in answers]
+                found = [answer["endpoints"][0]["data"] for answer in answers if answer["endpoints"]]
                 warm = [w for w in found if w["pools"] and all(p["ready"] + p["busy"] > 0 for p in w["pools"])]
                 if len(warm) >= count:
                     return warm

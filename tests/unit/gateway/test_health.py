@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import httpx
 
-from gateway.app import Gateway, create_app
+from gateway.app import create_app
 from gateway.settings import GatewaySettings
 
 
 async def test_a_draining_gateway_is_alive_and_not_ready() -> None:
     """Whatever NATS says: nobody should be sent here any more."""
-    gateway = Gateway(GatewaySettings())
-    gateway.connections.start_draining()
-    transport = httpx.ASGITransport(create_app(gateway))
+    app = create_app(GatewaySettings())
+    app.state.gateway.connections.start_draining()
+    transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
         livez, readyz = await http.get("/livez"), await http.get("/readyz")
 

@@ -43,8 +43,9 @@ class Gateway:
         self.store = Store(settings)
         self.catalog = CatalogView()
         self.connections = Connections()
+        self.failed = asyncio.Event()
         self.failure: Exception | None = None
-        """What ended the background work, if it did not end by being stopped."""
+        """What ended the background work, if it did not end by being stopped; `failed` is set then."""
         self.methods = Methods(
             Sessions(self.store),
             Jobs(self.store, self.catalog, settings.job_timeout_ms),
@@ -53,22 +54,22 @@ class Gateway:
         )
 
     @asynccontextmanager
-    async def running(self, stop: asyncio.Event) -> AsyncIterator[None]:
-        """Hold the connection to NATS, and drain the clients' connections when told. Sets `stop` on a failure."""
+    async def running(self) -> AsyncIterator[None]:
+        """Hold the connection to NATS, and drain the clients' connections when told."""
         async with asyncio.TaskGroup() as tasks:
             background = {
-                tasks.create_task(self._hold_store(stop)),
+                tasks.create_task(self._hold_store()),
                 tasks.create_task(self.connections.drain_when_told()),
             }
             yield
             await _end(background)
 
-    async def _hold_store(self, stop: asyncio.Event) -> None:
+    async def _hold_store(self) -> None:
         try:
             await self.store.hold(self.catalog)
         except Exception as exc:  # noqa: BLE001 - whatever it is, the process has to end with it, not to linger
             self.failure = exc
-            stop.set()
+            self.failed.set()
 
 
 async def _end(tasks: set[asyncio.Task[None]]) -> None:
@@ -79,14 +80,25 @@ async def _end(tasks: set[asyncio.Task[None]]) -> None:
         _, tasks = await asyncio.wait(tasks, timeout=LEAVES_NATS_WITHIN_S)
 
 
-def create_app(gateway: Gateway) -> Starlette:
-    """The ASGI application. It serves from the first moment; what needs NATS is refused until NATS is there."""
-    settings, store, methods, connections = gateway.settings, gateway.store, gateway.methods, gateway.connections
+def create_app(settings: GatewaySettings) -> Starlette:
+    """The ASGI application; its lifespan holds the connection to NATS, and `app.state.gateway` is the Gateway.
+
+    It serves from the first moment; what needs NATS is refused until NATS is there.
+    """
+    gateway = Gateway(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with gateway.running():
+            yield
+
+    store, methods, connections = gateway.store, gateway.methods, gateway.connections
     doors = [
         WebSocketRoute("/ws", WebSocketDoor(settings, store, methods, connections)),
         *HttpDoor(settings, store, methods, connections).routes(),
     ]
-    return Starlette(
+    app = Starlette(
+        lifespan=lifespan,
         routes=[
             *Health(store, connections).routes(),
             Mount("/v1", routes=doors, middleware=[Middleware(Authentication, keys=Keys(settings.api_keys))]),
@@ -94,3 +106,5 @@ def create_app(gateway: Gateway) -> Starlette:
         middleware=[Middleware(UnreadBody)],
         exception_handlers={ServiceError: on_service_error, HTTPException: on_http_exception},
     )
+    app.state.gateway = gateway
+    return app

@@ -54,19 +54,28 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event, listener: socket
 
     Raises:
         OSError: if the address cannot be had.
-        StreamConflict: if NATS has a stream with other settings; `stop` is set then.
+        StreamConflict: if NATS has a stream with other settings.
     """
     listener = listener or listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
-    gateway = Gateway(settings)
-    async with gateway.running(stop), _accepting(create_app(gateway), listener, settings):
+    app = create_app(settings)
+    gateway: Gateway = app.state.gateway
+    async with app.router.lifespan_context(app), _accepting(app, listener, settings):
         _log.info("gateway listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
-        await stop.wait()
+        await _first_of(stop, gateway.failed)
         _log.info("gateway draining", connections=gateway.connections.count)
         gateway.connections.start_draining()
     _log.info("gateway stopped")
     if gateway.failure:
         raise gateway.failure
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        waiting = [tasks.create_task(event.wait()) for event in events]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
 
 
 @asynccontextmanager

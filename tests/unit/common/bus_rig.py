@@ -11,7 +11,6 @@ from typing import Any
 from prometheus_client import REGISTRY
 
 from common.bus import Bus, connect
-from common.feed import SessionFeed, StoredEvent
 from common.schema import Event, EventType, Job, now_ms
 from common.settings import BusSettings
 from common.subjects import new_job_id
@@ -57,16 +56,6 @@ async def store_events(bus: Bus, count: int, job: str = "j1", session: str = SES
         event = make_event(job, session=session, progress=number)
         numbers.append(await bus.publish_event(event, expected=numbers[-1]))
     return numbers[1:]
-
-
-async def read_events(feed: SessionFeed, count: int) -> list[StoredEvent]:
-    """The next `count` events of a feed."""
-    found: list[StoredEvent] = []
-    async for stored in feed:
-        found.append(stored)
-        if len(found) == count:
-            break
-    return found
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from nats.aio.msg import Msg
@@ -11,7 +13,7 @@ import common.bus
 import common.feed
 from common import subjects
 from common.bus import Bus
-from common.feed import BUFFERED_EVENTS, SessionFeed
+from common.feed import BUFFERED_EVENTS, SessionFeed, StoredEvent
 from common.schema import Event
 from tests.nats_server import NatsServer
 from tests.unit.common.bus_rig import (
@@ -21,21 +23,36 @@ from tests.unit.common.bus_rig import (
     make_event,
     make_job,
     open_bus,
-    read_events,
     store_events,
 )
 
 
-async def numbers(feed: SessionFeed, count: int) -> list[int]:
-    """Of the next `count` events."""
-    async with asyncio.timeout(DEADLINE_S):
-        return [stored.seq for stored in await read_events(feed, count)]
+class Reader:
+    """Iterates a feed once, as a client's connection does."""
+
+    def __init__(self, feed: SessionFeed) -> None:
+        self.feed = feed
+        self._events = aiter(feed)
+
+    async def events(self, count: int) -> list[StoredEvent]:
+        async with asyncio.timeout(DEADLINE_S):
+            return [await anext(self._events) for _ in range(count)]
+
+    async def numbers(self, count: int) -> list[int]:
+        return [stored.seq for stored in await self.events(count)]
+
+
+@asynccontextmanager
+async def reading(bus: Bus, after: int = 0) -> AsyncIterator[Reader]:
+    async with bus.subscribe_session(SESSION, after) as feed:
+        yield Reader(feed)
 
 
 async def heard(feed: SessionFeed, count: int) -> None:
     """Returns when so many live messages have reached the feed since it began."""
+    assert isinstance(feed, CountsLive)
     async with asyncio.timeout(DEADLINE_S):
-        while feed.live_seen < count:  # type: ignore[attr-defined]
+        while feed.live_seen < count:
             await asyncio.sleep(0)
 
 
@@ -70,10 +87,10 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_feed_begins_with_what_was_missed_and_goes_on_live(bus: Bus) -> None:
     """One numbering throughout."""
     missed = await store_events(bus, 3)
-    async with bus.subscribe_session(SESSION, 0) as feed:
-        assert await numbers(feed, 3) == missed
+    async with reading(bus) as reader:
+        assert await reader.numbers(3) == missed
         live = await store_events(bus, 3, after=missed[-1])
-        assert await numbers(feed, 3) == live
+        assert await reader.numbers(3) == live
 
 
 async def test_a_feed_tells_every_event_as_it_was_stored(bus: Bus) -> None:
@@ -82,11 +99,11 @@ async def test_a_feed_tells_every_event_as_it_was_stored(bus: Bus) -> None:
     live = [make_event("j2", "queued", attempt=0), make_event("j2", "output", text="é" * 1000)]
     for event in missed:
         await bus.publish_event(event, expected=0)
-    async with bus.subscribe_session(SESSION, 0) as feed:
-        found = await read_events(feed, 2)
+    async with reading(bus) as reader:
+        found = await reader.events(2)
         for event in live:
             await bus.publish_event(event, expected=0)
-        found += await read_events(feed, 2)
+        found += await reader.events(2)
 
     assert [stored.event for stored in found] == missed + live
 
@@ -94,33 +111,33 @@ async def test_a_feed_tells_every_event_as_it_was_stored(bus: Bus) -> None:
 async def test_a_feed_begins_behind_the_number_that_its_reader_has(bus: Bus) -> None:
     """Up to it nothing comes again, from the store or live."""
     stored = await store_events(bus, 4)
-    async with bus.subscribe_session(SESSION, stored[1]) as feed:
-        assert await numbers(feed, 2) == stored[2:]
-    async with bus.subscribe_session(SESSION, stored[-1]) as feed:
+    async with reading(bus, stored[1]) as reader:
+        assert await reader.numbers(2) == stored[2:]
+    async with reading(bus, stored[-1]) as reader:
         live = await store_events(bus, 1, after=stored[-1])
-        assert await numbers(feed, 1) == live
+        assert await reader.numbers(1) == live
 
 
 async def test_a_feed_is_one_sessions(bus: Bus) -> None:
     """Neither missed nor live events of another one come in."""
     await store_events(bus, 2, session="s2")
     mine = await store_events(bus, 1)
-    async with bus.subscribe_session(SESSION, 0) as feed:
+    async with reading(bus) as reader:
         await store_events(bus, 2, "j2", session="s2")
         mine += await store_events(bus, 1, "j2")
-        assert await numbers(feed, 2) == mine
+        assert await reader.numbers(2) == mine
 
 
 async def test_readers_of_one_session_each_get_everything(bus: Bus, nats_server: NatsServer) -> None:
     """On one connection or on two."""
     async with (
         open_bus(nats_server) as other,
-        bus.subscribe_session(SESSION, 0) as one,
-        bus.subscribe_session(SESSION, 0) as two,
-        other.subscribe_session(SESSION, 0) as three,
+        reading(bus) as one,
+        reading(bus) as two,
+        reading(other) as three,
     ):
         stored = await store_events(bus, 5)
-        assert [await numbers(feed, 5) for feed in (one, two, three)] == [stored] * 3
+        assert [await reader.numbers(5) for reader in (one, two, three)] == [stored] * 3
 
 
 async def test_between_what_was_missed_and_what_is_live_there_is_no_gap_and_no_repeat(
@@ -136,51 +153,51 @@ async def test_between_what_was_missed_and_what_is_live_there_is_no_gap_and_no_r
             stored.extend(await store_events(other, per_job, job))
 
         async def read() -> list[int]:
-            async with bus.subscribe_session(SESSION, 0) as feed:
-                return await numbers(feed, per_job * jobs)
+            async with reading(bus) as reader:
+                return await reader.numbers(per_job * jobs)
 
         async with asyncio.TaskGroup() as tasks:
             for job in range(jobs):
                 tasks.create_task(report(f"j{job}"))
-            reading = []
+            each = []
             for _ in range(readers):
-                reading.append(tasks.create_task(read()))
+                each.append(tasks.create_task(read()))
                 await other.client.flush()  # let some more be stored before the next one comes in
 
-    assert [task.result() for task in reading] == [sorted(stored)] * readers
+    assert [task.result() for task in each] == [sorted(stored)] * readers
 
 
 @pytest.mark.usefixtures("counting")
 async def test_a_reader_that_does_not_keep_up_gets_everything_from_the_store(bus: Bus) -> None:
     """The buffer is bounded; what did not fit in is read back, exactly once, in order."""
-    async with bus.subscribe_session(SESSION, 0) as feed:
+    async with reading(bus) as reader:
         stored = await store_events(bus, 1)
-        assert await numbers(feed, 1) == stored
+        assert await reader.numbers(1) == stored
         replays = counted("events_replayed_total")
         late = await store_events(bus, 2 * BUFFERED_EVENTS, after=stored[-1])
-        await heard(feed, 1 + len(late))
-        assert await numbers(feed, BUFFERED_EVENTS // 2) == late[: BUFFERED_EVENTS // 2]
+        await heard(reader.feed, 1 + len(late))
+        assert await reader.numbers(BUFFERED_EVENTS // 2) == late[: BUFFERED_EVENTS // 2]
         late += await store_events(bus, 10, after=late[-1])
-        assert await numbers(feed, len(late) - BUFFERED_EVENTS // 2) == late[BUFFERED_EVENTS // 2 :]
+        assert await reader.numbers(len(late) - BUFFERED_EVENTS // 2) == late[BUFFERED_EVENTS // 2 :]
         assert counted("events_replayed_total") >= replays + BUFFERED_EVENTS
         live = await store_events(bus, 3, after=late[-1])
-        assert await numbers(feed, 3) == live
+        assert await reader.numbers(3) == live
 
 
 @pytest.mark.parametrize("kill", [True, False], ids=["killed", "restarted"])
 async def test_a_feed_heals_when_the_connection_was_lost(bus: Bus, nats_server: NatsServer, kill: bool) -> None:
     """What was stored while it was away comes from the store, then it is live again."""
-    async with bus.subscribe_session(SESSION, 0) as feed:
+    async with reading(bus) as reader:
         stored = await store_events(bus, 3)
-        assert await numbers(feed, 3) == stored
+        assert await reader.numbers(3) == stored
         for _ in range(2):
             await nats_server.stop(kill=kill)
             await nats_server.start()
             async with open_bus(nats_server) as other:  # which may be faster than our own reconnect
                 stored += await store_events(other, 20, after=stored[-1])
-                assert await numbers(feed, 20) == stored[-20:]
+                assert await reader.numbers(20) == stored[-20:]
                 stored += await store_events(other, 3, after=stored[-1])
-                assert await numbers(feed, 3) == stored[-3:]
+                assert await reader.numbers(3) == stored[-3:]
 
 
 async def test_a_feed_that_is_opened_while_the_store_is_away_waits_for_it(bus: Bus, nats_server: NatsServer) -> None:
@@ -190,38 +207,38 @@ async def test_a_feed_that_is_opened_while_the_store_is_away_waits_for_it(bus: B
     async with asyncio.timeout(DEADLINE_S):
         while bus.connected:
             await asyncio.sleep(0.005)
-    async with bus.subscribe_session(SESSION, stored[0]) as feed, asyncio.TaskGroup() as tasks:
-        reading = tasks.create_task(numbers(feed, 2))
+    async with reading(bus, stored[0]) as reader, asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(reader.numbers(2))
         await asyncio.sleep(0)
         await nats_server.start()
-    assert reading.result() == stored[1:]
+    assert waiting.result() == stored[1:]
 
 
 async def test_an_idle_feed_looks_into_the_store_when_told_to(bus: Bus) -> None:
     """As after a lost message of which the connection knows; often, and without a repeat."""
-    async with bus.subscribe_session(SESSION, 0) as feed:
+    async with reading(bus) as reader:
         stored = await store_events(bus, 1)
-        assert await numbers(feed, 1) == stored
+        assert await reader.numbers(1) == stored
         for _ in range(3):
-            feed.resync()
-            feed.resync()
+            reader.feed.resync()
+            reader.feed.resync()
             stored += await store_events(bus, 2, after=stored[-1])
-            assert await numbers(feed, 2) == stored[-2:]
+            assert await reader.numbers(2) == stored[-2:]
 
 
 async def test_a_waiting_reader_is_woken_to_look_into_the_store(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not wait for the next live message."""
     monkeypatch.setattr(common.bus, "SessionFeed", LosesTheSecond)
-    async with bus.subscribe_session(SESSION, 0) as feed:
+    async with reading(bus) as reader:
         stored = await store_events(bus, 1)
-        assert await numbers(feed, 1) == stored
+        assert await reader.numbers(1) == stored
         async with asyncio.TaskGroup() as tasks:
-            reading = tasks.create_task(numbers(feed, 1))
+            waiting = tasks.create_task(reader.numbers(1))
             stored += await store_events(bus, 1, after=stored[-1])
             await bus.client.flush()
-            assert not reading.done()
-            feed.resync()
-        assert reading.result() == stored[1:]
+            assert not waiting.done()
+            reader.feed.resync()
+        assert waiting.result() == stored[1:]
 
 
 async def test_a_live_message_that_was_lost_unnoticed_is_missed_by_the_next_of_its_job(
@@ -229,11 +246,11 @@ async def test_a_live_message_that_was_lost_unnoticed_is_missed_by_the_next_of_i
 ) -> None:
     """Each tells the number of the one before."""
     monkeypatch.setattr(common.bus, "SessionFeed", LosesTheSecond)
-    async with bus.subscribe_session(SESSION, 0) as feed:
+    async with reading(bus) as reader:
         stored = await store_events(bus, 1)
-        assert await numbers(feed, 1) == stored
+        assert await reader.numbers(1) == stored
         stored += await store_events(bus, 3, after=stored[-1])
-        assert await numbers(feed, 3) == stored[1:]
+        assert await reader.numbers(3) == stored[1:]
 
 
 @pytest.mark.parametrize("live", [True, False], ids=["live", "missed"])
@@ -247,15 +264,16 @@ async def test_an_event_that_cannot_be_read_is_skipped_and_counted(
     async def unreadable(job: str) -> None:
         await bus.client.jetstream().publish(subjects.event(SESSION, job), b"\xc1")
 
-    async with bus.subscribe_session(SESSION, 0) as feed:
+    async with reading(bus) as reader:
         if live:
-            assert await numbers(feed, 1) == await asyncio.gather(bus.publish_event(make_event("j0"), expected=0))
+            first = await store_events(bus, 1, "j0")
+            assert await reader.numbers(1) == first
         await unreadable("j1")
         stored = await store_events(bus, 1, "j2")
         await unreadable("j3")
-        assert await numbers(feed, 1) == stored
+        assert await reader.numbers(1) == stored
         after = await store_events(bus, 2, "j4")
-        assert await numbers(feed, 2) == after
+        assert await reader.numbers(2) == after
 
     assert counted("events_undecodable_total") == skipped + 2
 
@@ -267,28 +285,28 @@ async def test_an_event_that_was_taken_back_does_not_hold_up_the_feed(
     monkeypatch.setattr(common.feed, "REPLICA_LAG_S", 0.3)
     monkeypatch.setattr(common.bus, "SessionFeed", CountsLive)
     refused = make_event("refused", "queued", attempt=0)
-    async with bus.subscribe_session(SESSION, 0) as feed:
+    async with reading(bus) as reader:
         seq = await bus.publish_event(refused, expected=0)
-        await heard(feed, 1)
+        await heard(reader.feed, 1)
         await bus.client.jetstream().purge_stream("SESSIONS", subject=subjects.queued_event(SESSION, "refused"))
         async with asyncio.TaskGroup() as tasks:
-            reading = tasks.create_task(numbers(feed, 2))
+            waiting = tasks.create_task(reader.numbers(2))
             later = await store_events(bus, 2)
 
-    assert reading.result() == later
+    assert waiting.result() == later
     assert seq not in later
 
 
 async def test_a_whole_job_is_told_in_the_order_of_its_life(bus: Bus) -> None:
     """`queued` by the gateway, the rest by the worker, under two subjects and one numbering."""
     job = make_job()
-    async with bus.subscribe_session(SESSION, 0) as feed:
+    async with reading(bus) as reader:
         await bus.enqueue_job(job)
         last = 0
         for type_ in ("started", "progress", "result"):
             event: Event = make_event(job.id, type_)  # type: ignore[arg-type]
             last = await bus.publish_event(event, expected=last)
-        found = await read_events(feed, 4)
+        found = await reader.events(4)
 
     assert [stored.event.type for stored in found] == ["queued", "started", "progress", "result"]
     assert [stored.seq for stored in found] == sorted(stored.seq for stored in found)

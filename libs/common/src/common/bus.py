@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,6 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
-from nats.js.api import PubAck
 from nats.js.kv import KeyValue
 
 from common import headers, metrics, subjects
@@ -33,9 +32,10 @@ from common.errors import (
 )
 from common.feed import SessionFeed, StoredEvent
 from common.log import get
+from common.publisher import Publisher
 from common.schema import DeadLetter, Event, Job, now_ms
 from common.settings import BusSettings
-from common.streams import JOBS, SESSIONS, Limits, consumer_config, ensure_consumer, ensure_streams
+from common.streams import JOBS, SESSIONS, Limits, bucket_stream, consumer_config, ensure_consumer, ensure_streams
 
 _log = get(__name__)
 
@@ -76,8 +76,9 @@ def _translated(doing: str) -> Iterator[None]:
 class Bus:
     """One connection to NATS. Made by `connect()`; safe for use by all tasks of the process."""
 
-    def __init__(self, client: Client, settings: BusSettings) -> None:
+    def __init__(self, client: Client, publisher: Publisher, settings: BusSettings) -> None:
         self.client = client
+        self._publisher = publisher
         self.limits: Limits = settings.limits()
         self.ack_wait_s = settings.ack_wait_s
         self.epoch = ""
@@ -153,37 +154,24 @@ class Bus:
         job_headers = {headers.MSG_ID: job.id}
         if traceparent:
             job_headers[headers.TRACEPARENT] = traceparent
-        async with asyncio.TaskGroup() as tasks:
-            message = tasks.create_task(
-                self._acknowledged(subjects.jobs(job.server, job.session), job.encode(), job_headers)
-            )
-            event = tasks.create_task(self._acknowledged(queued_subject, queued.encode(), queued_headers))
-        stored, accepted = event.result(), message.result()
         with _translated("accepting a job"):
-            if isinstance(stored, nats.js.errors.APIError) and stored.err_code in _WRONG_LAST_SEQUENCE:
-                raise Fenced(queued_subject, 0) from stored
-            if not isinstance(stored, PubAck):
-                raise stored
-            if isinstance(accepted, nats.js.errors.APIError):
+            accepted = await self._publisher.send(subjects.jobs(job.server, job.session), job.encode(), job_headers)
+            stored = await self._publisher.send(queued_subject, queued.encode(), queued_headers)
+            try:
+                seq = await stored.seq()
+            except nats.js.errors.APIError as exc:
+                if exc.err_code in _WRONG_LAST_SEQUENCE:
+                    raise Fenced(queued_subject, 0) from exc
+                raise
+            try:
+                await accepted.seq()
+            except nats.js.errors.APIError as exc:
                 await self._js.purge_stream(SESSIONS, subject=queued_subject)
-                if accepted.err_code == _SUBJECT_FULL:
-                    raise QueueFull(job.server, self.limits.queue_limit, QUEUE_FULL_RETRY_S) from accepted
-            if not isinstance(accepted, PubAck):
-                raise accepted
+                if exc.err_code == _SUBJECT_FULL:
+                    raise QueueFull(job.server, self.limits.queue_limit, QUEUE_FULL_RETRY_S) from exc
+                raise
         metrics.JOBS_ACCEPTED.labels(job.server).inc()
-        return int(stored.seq)
-
-    async def _acknowledged(
-        self, subject: str, payload: bytes, message_headers: dict[str, str]
-    ) -> PubAck | nats.errors.Error | TimeoutError | OSError:
-        """The store's answer to a publish, or why there is none: for publishes that are waited for together.
-
-        (nats-py 2.16's own `publish_async` never resolves a refused publish.)
-        """
-        try:
-            return await self._js.publish(subject, payload, headers=message_headers)
-        except (nats.errors.Error, TimeoutError, OSError) as exc:
-            return exc
+        return seq
 
     @asynccontextmanager
     async def consume_jobs(self, server: str, room: Room) -> AsyncIterator[JobConsumer]:
@@ -331,10 +319,12 @@ class Bus:
         assert msg.data is not None
         return StoredEvent(msg.seq, Event.decode(msg.data))
 
-    async def replay_session(self, session: str, after: int) -> AsyncGenerator[StoredEvent]:
+    async def replay_session(
+        self, session: str, after: int, skipped: Callable[[int], None] | None = None
+    ) -> AsyncGenerator[StoredEvent]:
         """The stored events of a session with numbers above `after`, in order, by batched direct gets.
 
-        An event that cannot be read is skipped, counted and logged.
+        An event that cannot be read is skipped, counted and logged; `skipped` is called with its number.
         """
         async for seq, msg in self._stored(SESSIONS, subjects.events_of_session(session), after + 1):
             try:
@@ -342,6 +332,8 @@ class Bus:
             except UndecodableMessage as exc:
                 metrics.EVENTS_UNDECODABLE.inc()
                 _log.warning("event skipped", session=session, seq=seq, reason=exc.message)
+                if skipped is not None:
+                    skipped(seq)
                 continue
             metrics.EVENTS_REPLAYED.inc()
             yield StoredEvent(seq, event)
@@ -474,18 +466,25 @@ class Bus:
         with _translated(f"watching {bucket}"):
             watcher = await kv.watchall()
         begun = False
+        newest = 0
         while True:
             self._watchers.add(watcher)
             try:
+                if not begun:
+                    # Read, because nats-py's own sign that all is told comes too early where the store is busy.
+                    async for seq, msg in self._stored(bucket_stream(bucket), subjects.keys_of_bucket(bucket), 1):
+                        newest = seq
+                        key = (msg.headers or {})[headers.SUBJECT].removeprefix(subjects.bucket_key(bucket, ""))
+                        yield Entry(key, msg.data or None, seq)
+                    begun = True
+                    yield None
                 async for update in watcher:  # ends when `on_reconnected` stops the watcher
-                    if update is not None:
+                    if update is not None and (update.revision or 0) > newest:
                         gone = update.operation in ("DEL", "PURGE") or not update.value
                         yield Entry(update.key, None if gone else update.value, update.revision or 0)
-                    elif not begun:
-                        begun = True
-                        yield None
             finally:
                 await self._stop_watching(watcher)
+            newest = 0
             watcher = await self._watch_again(kv, bucket)
 
     async def _watch_again(self, kv: KeyValue, bucket: str) -> KeyValue.KeyWatcher:
@@ -625,7 +624,9 @@ async def connect(settings: BusSettings, name: str) -> AsyncIterator[Bus]:
             pending_size=PENDING_BYTES,
         )
         _obey_cancellation()
-        bus = Bus(client, settings)
+        publisher = Publisher(client)
+        await publisher.open()
+        bus = Bus(client, publisher, settings)
         await _ensure_when_ready(bus)
         yield bus
     finally:

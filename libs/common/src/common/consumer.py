@@ -120,6 +120,8 @@ class JobConsumer:
 
     async def __aiter__(self) -> AsyncIterator[Delivery]:
         while True:
+            if self._room() > self.outstanding:
+                self._wake.set()  # the job that came before took no room: unreadable, handed back, or here already
             msg = await self._arrived.get()
             try:
                 job = Job.decode(msg.data)
@@ -149,7 +151,7 @@ class JobConsumer:
             if pause > 0:
                 await asyncio.sleep(pause)
             room = self._room()
-            unasked = room - self.credit
+            unasked = room - self.outstanding
             if unasked > 0 and unasked * TOP_UP_FRACTION >= room:
                 await self._ask(unasked)
             try:

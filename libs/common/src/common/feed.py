@@ -106,7 +106,7 @@ class SessionFeed:
         lag_until = asyncio.get_running_loop().time() + REPLICA_LAG_S
         while True:
             try:
-                async for stored in self._bus.replay_session(self._session, self._delivered):
+                async for stored in self._bus.replay_session(self._session, self._delivered, self._skip):
                     self._delivered = stored.seq
                     yield stored
                 if self._delivered >= upto or asyncio.get_running_loop().time() > lag_until:
@@ -115,6 +115,9 @@ class SessionFeed:
                 lag_until = asyncio.get_running_loop().time() + REPLICA_LAG_S
                 _log.info("replay waits for the store", session=self._session, reason=exc.message)
             await asyncio.sleep(REPLAY_RETRY_S)
+
+    def _skip(self, seq: int) -> None:
+        self._delivered = seq
 
     def _drop_buffer(self) -> None:
         while not self._buffer.empty():

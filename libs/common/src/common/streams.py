@@ -107,12 +107,17 @@ def stream_configs(limits: Limits) -> list[StreamConfig]:
     ]
 
 
+def bucket_stream(bucket: str) -> str:
+    """A KV bucket is a stream of this name (NATS ADR-8)."""
+    return f"KV_{bucket}"
+
+
 def _bucket_config(
     bucket: str, limits: Limits, *, max_age_s: float = 0, marker_ttl_s: float | None = None
 ) -> StreamConfig:
     """A KV bucket is a stream of this form (NATS ADR-8); made here so that conflicts are found the same way."""
     return StreamConfig(
-        name=f"KV_{bucket}",
+        name=bucket_stream(bucket),
         subjects=[subjects.keys_of_bucket(bucket)],
         retention=RetentionPolicy.LIMITS,
         storage=StorageType.FILE,

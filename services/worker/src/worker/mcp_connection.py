@@ -11,7 +11,7 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from common.log import get
 from worker.engine import STDERR, Duplex
@@ -81,6 +81,8 @@ class McpConnection:
                 if len(line) > MAX_LINE_BYTES:
                     reason = f"the server wrote a line longer than {MAX_LINE_BYTES} bytes"
                     break
+        except ServerGone as exc:
+            reason = exc.message  # it asked for something, and could not be answered
         finally:
             self._ended = ServerGone(reason, stderr=self.stderr)
             for waiting in self._waiting.values():
@@ -98,7 +100,7 @@ class McpConnection:
             return
         try:
             message = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
             # Servers do print to stdout by mistake; the call that they answer must not suffer from it.
@@ -108,8 +110,8 @@ class McpConnection:
             await self._on_server_message(message)
             return
         request_id = message.get("id")
-        if not isinstance(request_id, int):
-            return  # every id of ours is a number
+        if not _is_number(request_id):
+            return  # every id of ours is one
         waiting = self._waiting.pop(request_id, None)
         self._progress.pop(request_id, None)
         if waiting is None or waiting.done():
@@ -125,7 +127,7 @@ class McpConnection:
         params = message.get("params") or {}
         if message["method"] == "notifications/progress":
             token = params.get("progressToken") if isinstance(params, dict) else None
-            on_progress = self._progress.get(token) if isinstance(token, int) else None
+            on_progress = self._progress.get(token) if _is_number(token) else None
             if on_progress is not None:
                 on_progress({k: v for k, v in params.items() if k in ("progress", "total", "message")})
         elif "id" in message:
@@ -222,8 +224,9 @@ class McpConnection:
             self.era = "legacy"
 
     def _note_server(self, result: dict[str, Any]) -> None:
-        meta = result.get("_meta") or {}
-        self.server_info = result.get("serverInfo") or meta.get("io.modelcontextprotocol/serverInfo") or {}
+        meta = result.get("_meta")
+        told = result.get("serverInfo") or (isinstance(meta, dict) and meta.get("io.modelcontextprotocol/serverInfo"))
+        self.server_info = told if isinstance(told, dict) else {}
 
     async def list_tools(self) -> list[dict[str, Any]]:
         """Every tool of the server, all pages.
@@ -238,7 +241,10 @@ class McpConnection:
                 page = await self.request("tools/list", params)
             except JobError as exc:
                 raise HandshakeFailed(self.describe_failure(f"tools/list failed: {exc.message}")) from exc
-            tools += [tool for tool in page.get("tools", []) if isinstance(tool, dict) and "name" in tool]
+            listed = page.get("tools")
+            if not isinstance(listed, list):
+                raise HandshakeFailed("tools/list failed: the answer has no list of tools")
+            tools += [tool for tool in listed if isinstance(tool, dict) and isinstance(tool.get("name"), str)]
             if page.get("nextCursor") is None:  # an empty cursor is a valid one
                 return tools
             params = {"cursor": page["nextCursor"]}
@@ -255,6 +261,11 @@ class McpConnection:
         if self._stderr:
             what += "; on stderr: " + " | ".join(list(self._stderr)[-5:])
         return what
+
+
+def _is_number(value: Any) -> TypeGuard[int]:
+    """A JSON number without a fraction; Python counts True and False among them."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 _MODERN_META = {

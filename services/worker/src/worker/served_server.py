@@ -282,7 +282,7 @@ async def serve(worker: Worker, name: str, spec: ServerSpec) -> AsyncIterator[Se
                 finally:
                     taking.cancel()
         finally:
-            worker.slots.remove_server(name)
+            worker.slots.remove_server(name, served.wake)
             for loop in loops:
                 loop.cancel()
             await served.leases.close()

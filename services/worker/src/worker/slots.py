@@ -24,9 +24,10 @@ class Slots:
         self._limits[server] = limit
         self._on_free[server] = on_free
 
-    def remove_server(self, server: str) -> None:
-        self._limits.pop(server, None)
-        self._on_free.pop(server, None)
+    def remove_server(self, server: str, on_free: Callable[[], None]) -> None:
+        """As it was added; one that was added anew meanwhile stays."""
+        if self._on_free.get(server) == on_free:
+            del self._limits[server], self._on_free[server]
 
     def room(self, server: str) -> int:
         """How many more jobs of this server may start now."""
@@ -46,6 +47,7 @@ class Slots:
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((server, turn))
+        self._serve_waiting()  # those before it may wait for their own server's limit
         try:
             await turn
         except asyncio.CancelledError:

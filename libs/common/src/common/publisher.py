@@ -1,0 +1,89 @@
+"""Publishing to JetStream, with the store's acknowledgement as a future.
+
+nats-py's `publish` waits for one acknowledgement at a time, and its `publish_async` never resolves a refused
+publish (2.16). Here any number may be under way, over one subscription, at about half the CPU of `publish`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Final
+
+import nats.js.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from common import headers
+
+ACK_TIMEOUT_S: Final = 5.0
+
+
+class Acknowledgement:
+    """One publish under way."""
+
+    def __init__(self, answer: asyncio.Future[int]) -> None:
+        self._answer = answer
+
+    async def seq(self) -> int:
+        """The number that the message got; a repeat of a known `Nats-Msg-Id` gets the first one's.
+
+        Raises:
+            nats.js.errors.APIError: if the store refused it.
+            nats.js.errors.NoStreamResponseError: if no stream takes the subject now.
+            TimeoutError: if the store did not answer; the message may or may not have been stored.
+        """
+        async with asyncio.timeout(ACK_TIMEOUT_S):
+            return await self._answer
+
+
+class Publisher:
+    """One connection's publishes. `open()` comes first."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._inbox = client.new_inbox()
+        self._waiting: dict[str, asyncio.Future[int]] = {}
+        self._count = 0
+
+    async def open(self) -> None:
+        await self._client.subscribe(f"{self._inbox}.*", cb=self._on_answer)
+
+    async def send(self, subject: str, payload: bytes, message_headers: dict[str, str]) -> Acknowledgement:
+        """Publish; what is sent in turn reaches the store in turn.
+
+        Raises:
+            nats.errors.Error: if it cannot even be sent.
+        """
+        self._count += 1
+        token = str(self._count)
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(lambda done: self._forget(token, done))
+        self._waiting[token] = answer
+        try:
+            await self._client.publish(subject, payload, reply=f"{self._inbox}.{token}", headers=message_headers)
+        except BaseException:
+            answer.cancel()
+            raise
+        return Acknowledgement(answer)
+
+    def _forget(self, token: str, done: asyncio.Future[int]) -> None:
+        self._waiting.pop(token, None)
+        if not done.cancelled():
+            done.exception()  # looked at: nobody may be waiting for it any more
+
+    async def _on_answer(self, msg: Msg) -> None:
+        answer = self._waiting.get(msg.subject.rsplit(".", 1)[-1])
+        if answer is None or answer.done():
+            return
+        if msg.headers and headers.STATUS in msg.headers:
+            answer.set_exception(nats.js.errors.NoStreamResponseError())
+            return
+        said = json.loads(msg.data)
+        if error := said.get("error"):
+            refusal = nats.js.errors.APIError(
+                code=error.get("code"), err_code=error.get("err_code"), description=error.get("description")
+            )
+            answer.set_exception(refusal)
+        else:
+            answer.set_result(int(said["seq"]))

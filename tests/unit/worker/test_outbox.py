@@ -1,0 +1,166 @@
+"""A running call's events on their way to a real store: bounded, in order, and never in the way of the call."""
+
+from __future__ import annotations
+
+import asyncio
+
+from common.bus import Bus
+from common.errors import Fenced
+from common.schema import Event
+from tests.unit.common.bus_rig import DEADLINE_S, make_event, make_job
+from worker.journal import Journal
+from worker.outbox import WAITING_EVENTS, Outbox
+
+SESSION = make_job().session
+
+
+def outbox(bus: Bus) -> Outbox:
+    return Outbox(Journal(bus, make_job(id="j1"), attempt=1, last_seq=0))
+
+
+async def stored(bus: Bus) -> list[Event]:
+    return [found.event async for found in bus.replay_session(SESSION, 0)]
+
+
+async def settle() -> None:
+    """Let every task that can go on go on."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_what_a_call_tells_is_stored_in_its_order(bus: Bus) -> None:
+    """`started` first, output and progress as they came; the pump ends when all is stored."""
+    box = outbox(bus)
+    box.started({"worker": "w"})
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+        pump = tasks.create_task(box.pump())
+        box.progress({"progress": 1})
+        await box.output("stdout", "a")
+        box.progress({"progress": 2})
+        await box.output("stderr", "b")
+        await box.close()
+    events = await stored(bus)
+
+    assert pump.result() is None
+    assert [(event.type, event.data) for event in events] == [
+        ("started", {"worker": "w"}),
+        ("progress", {"progress": 1}),
+        ("output", {"stream": "stdout", "text": "a"}),
+        ("progress", {"progress": 2}),
+        ("output", {"stream": "stderr", "text": "b"}),
+    ]
+
+
+async def test_progress_never_waits_and_never_piles_up(bus: Bus) -> None:
+    """A tool that reports faster than the store takes it loses reports, not time."""
+    box = outbox(bus)
+    for number in range(10_000):
+        box.progress({"progress": number})
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+        tasks.create_task(box.pump())
+        await box.close()
+    told = [event.data["progress"] for event in await stored(bus)]
+
+    assert 0 < len(told) < WAITING_EVENTS
+    assert told == sorted(told)
+
+
+async def test_output_waits_while_the_store_is_behind_and_loses_nothing(bus: Bus) -> None:
+    """So the command is slowed, and this process does not grow."""
+    box = outbox(bus)
+    written = 0
+
+    async def write() -> None:
+        nonlocal written
+        for number in range(3 * WAITING_EVENTS):
+            await box.output("stdout", str(number))
+            written += 1
+        await box.close()
+
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+        tasks.create_task(write())
+        await settle()
+        assert written == WAITING_EVENTS
+        tasks.create_task(box.pump())
+
+    assert [event.data["text"] for event in await stored(bus)] == [str(n) for n in range(3 * WAITING_EVENTS)]
+
+
+async def test_progress_leaves_room_for_the_end(bus: Bus) -> None:
+    """However much was reported, closing does not wait for the store."""
+    box = outbox(bus)
+    for number in range(100):
+        box.progress({"progress": number})
+    async with asyncio.timeout(DEADLINE_S):
+        await box.close()
+
+
+async def test_after_a_fence_no_writer_is_stuck_and_nothing_more_is_stored(bus: Bus) -> None:
+    """The job is another worker's: its tool is stopped, and may write until then."""
+    taken = await bus.publish_event(make_event("j1", "started", worker="other"), expected=0)
+    box = outbox(bus)
+    box.started({"worker": "late"})
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+        writers = [tasks.create_task(box.output("stdout", "x")) for _ in range(2 * WAITING_EVENTS - 1)]
+        await settle()
+        pump = tasks.create_task(box.pump())
+        await asyncio.wait({*writers, pump})
+        for _ in range(3 * WAITING_EVENTS):
+            await box.output("stdout", "y")
+            box.progress({"progress": 1})
+        await box.close()
+
+    assert isinstance(pump.result(), Fenced)
+    last = await bus.last_event(SESSION, "j1")
+    assert last is not None
+    assert last.seq == taken
+
+
+async def test_the_first_event_is_settled_when_it_is_stored(bus: Bus) -> None:
+    """Not before: a tool with effects waits for it."""
+    box = outbox(bus)
+    box.started({})
+    await settle()
+    assert not box.first_settled.is_set()
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+        tasks.create_task(box.pump())
+        await box.first_settled.wait()
+        assert [event.type for event in await stored(bus)] == ["started"]
+        await box.close()
+
+
+async def test_the_first_event_is_settled_when_it_never_will_be_stored(bus: Bus) -> None:
+    """Whoever waits for it learns from the pump that the job is another's."""
+    await bus.publish_event(make_event("j1", "started"), expected=0)
+    box = outbox(bus)
+    box.started({})
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+        pump = tasks.create_task(box.pump())
+        await box.first_settled.wait()
+        await settle()
+
+        assert pump.done()
+
+
+async def test_a_report_that_no_event_can_hold_is_left_out(bus: Bus) -> None:
+    """It is the tool's fault, and costs neither the call nor the reports after it."""
+    box = outbox(bus)
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+        pump = tasks.create_task(box.pump())
+        box.progress({"progress": 1, "message": "x" * bus.max_payload})
+        box.progress({"progress": 2})
+        await box.close()
+
+    assert pump.result() is None
+    assert [event.data for event in await stored(bus)] == [{"progress": 2}]
+
+
+async def test_a_report_with_half_a_character_is_stored(bus: Bus) -> None:
+    """As JSON of some servers has it where they cut a text."""
+    box = outbox(bus)
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+        tasks.create_task(box.pump())
+        box.progress({"progress": 1, "message": "cut \ud83d"})
+        await box.close()
+
+    assert [event.data["message"] for event in await stored(bus)] == ["cut \ufffd"]

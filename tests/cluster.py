@@ -77,7 +77,7 @@ class Cluster:
     async def gone(self, containers: list[str]) -> None:
         """Returns when none of them exists any more."""
         async with asyncio.timeout(DEADLINE_S):
-            while set(containers) & set(await self.containers()):  # noqa: ASYNC110 - the engine does not tell
+            while set(containers) & set(await self.containers()):
                 await asyncio.sleep(0.1)
 
 

@@ -137,7 +137,7 @@ class RunningGateway:
 
     async def until_ready(self, ready: bool = True) -> None:
         async with asyncio.timeout(DEADLINE_S):
-            while (await self.readiness())[0] != (200 if ready else 503):  # noqa: ASYNC110 - as a probe does
+            while (await self.readiness())[0] != (200 if ready else 503):
                 await asyncio.sleep(0.01)
 
     def start_stopping(self) -> None:

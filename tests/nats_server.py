@@ -50,7 +50,7 @@ class NatsServer:
             )
         async with asyncio.timeout(START_TIMEOUT_S):
             # The file is there before it is written.
-            while not (written := [file.read_text() for file in ports.glob("*.ports")]) or not written[0]:  # noqa: ASYNC110
+            while not (written := [file.read_text() for file in ports.glob("*.ports")]) or not written[0]:
                 await asyncio.sleep(0.005)
         urls = json.loads(written[0])["nats"]
         self._port = int(urls[0].rsplit(":", 1)[1])

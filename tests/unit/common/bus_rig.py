@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+import pytest
 from prometheus_client import REGISTRY
 
+import common.nats_connection
+import common.publisher
 from common.bus import Bus, connect
 from common.schema import Event, EventType, Job, now_ms
 from common.settings import BusSettings
@@ -56,6 +60,29 @@ async def store_events(bus: Bus, count: int, job: str = "j1", session: str = SES
         event = make_event(job, session=session, progress=number)
         numbers.append(await bus.publish_event(event, expected=numbers[-1]))
     return numbers[1:]
+
+
+async def until(holds: Callable[[], bool | Awaitable[bool]]) -> None:
+    """Returns when `holds()` is true. For what no event tells: the state of the store, or of a library."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            found = holds()
+            if found if isinstance(found, bool) else await found:
+                return
+            await asyncio.sleep(0.005)
+
+
+async def until_depth(bus: Bus, waiting: int, running: int) -> None:
+    async def reached() -> bool:
+        return await bus.queue_depth(SERVER) == (waiting, running)
+
+    await until(reached)
+
+
+def be_impatient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Connections that are opened after this give up so soon on a store that does not answer."""
+    monkeypatch.setattr(common.nats_connection, "REQUEST_TIMEOUT_S", seconds)
+    monkeypatch.setattr(common.publisher, "ACK_TIMEOUT_S", seconds)
 
 
 @contextmanager

@@ -8,20 +8,22 @@ from contextlib import aclosing
 
 import pytest
 
-from common.bus import Bus, Entry
+from common.buckets import Entry
+from common.bus import Bus
 from common.errors import Fenced
 from common.streams import LEASES_BUCKET, SERVERS_BUCKET
 from tests.nats_server import NatsServer
-from tests.unit.common.bus_rig import DEADLINE_S, open_bus
+from tests.unit.common.bus_rig import DEADLINE_S, open_bus, until
 
 KEY = "s1.srv"
 
 
 async def until_gone(bus: Bus, bucket: str, key: str) -> Entry:
-    async with asyncio.timeout(DEADLINE_S):
-        while (entry := await bus.get(bucket, key)).value is not None:
-            await asyncio.sleep(0.05)  # the store lapses keys once a second
-    return entry
+    async def gone() -> bool:
+        return (await bus.get(bucket, key)).value is None
+
+    await until(gone)
+    return await bus.get(bucket, key)
 
 
 async def until_value(entries: AsyncGenerator[Entry | None], key: str, value: bytes | None) -> list[Entry | None]:
@@ -101,10 +103,11 @@ async def test_a_purged_key_is_remembered_for_a_while_and_then_forgotten(bus: Bu
     revision = await bus.replace(LEASES_BUCKET, KEY, b"a", 0)
     await bus.purge(LEASES_BUCKET, KEY, remember_s=1)
     assert await bus.get(LEASES_BUCKET, KEY) == Entry(KEY, None, revision + 1)
-    async with asyncio.timeout(DEADLINE_S):
-        while (await bus.get(LEASES_BUCKET, KEY)).revision:
-            await asyncio.sleep(0.05)  # the store lapses keys once a second
 
+    async def forgotten() -> bool:
+        return (await bus.get(LEASES_BUCKET, KEY)).revision == 0
+
+    await until(forgotten)
     await bus.replace(LEASES_BUCKET, KEY, b"b", 0)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from common import subjects
-from common.bus import REPLAY_BATCH, REPLAY_BATCH_BYTES, Bus
+from common.bus import Bus
 from common.errors import Fenced, PayloadTooLarge
 from common.feed import StoredEvent
+from common.nats_connection import REPLAY_BATCH, REPLAY_BATCH_BYTES
 from common.streams import SESSIONS
 from tests.unit.common.bus_rig import SESSION, counted, make_event, store_events
 

@@ -184,20 +184,23 @@ async def test_a_cluster_wide_limit_holds_over_all_workers(bus: Bus, nats_server
     await bus.ensure_server(SERVER, 2)
     for _ in range(4):
         await bus.enqueue_job(make_job())
-    async with open_bus(nats_server) as other:
-        async with bus.consume_jobs(SERVER, lambda: 4) as one, other.consume_jobs(SERVER, lambda: 4) as two:
-            async with asyncio.timeout(DEADLINE_S):
-                while await bus.queue_depth(SERVER) != (2, 2):
-                    pass
-            ends = [asyncio.ensure_future(anext(aiter(consumer))) for consumer in (one, two)]
-            done, _ = await asyncio.wait(ends, timeout=DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
-            await done.pop().result().ack()
-            async with asyncio.timeout(DEADLINE_S):
-                while await bus.queue_depth(SERVER) != (1, 2):
-                    pass
-            for end in ends:
-                end.cancel()
-            await asyncio.wait(ends)
+    async with (
+        open_bus(nats_server) as other,
+        bus.consume_jobs(SERVER, lambda: 4) as one,
+        other.consume_jobs(SERVER, lambda: 4) as two,
+    ):
+        async with asyncio.timeout(DEADLINE_S):
+            while await bus.queue_depth(SERVER) != (2, 2):
+                pass
+        ends = [asyncio.ensure_future(anext(aiter(consumer))) for consumer in (one, two)]
+        done, _ = await asyncio.wait(ends, timeout=DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
+        await done.pop().result().ack()
+        async with asyncio.timeout(DEADLINE_S):
+            while await bus.queue_depth(SERVER) != (1, 2):
+                pass
+        for end in ends:
+            end.cancel()
+        await asyncio.wait(ends)
 
 
 async def test_a_dead_letter_keeps_the_jobs_bytes_and_is_stored_once_for_a_delivery(bus: Bus) -> None:

@@ -9,22 +9,30 @@ from collections.abc import Awaitable, Callable
 import pytest
 from nats.aio.msg import Msg
 
-import common.bus
 from common import subjects
 from common.bus import Bus
 from common.errors import StoreUnavailable
 from common.schema import DeadLetter
 from common.streams import LEASES_BUCKET
 from tests.nats_server import NatsServer
-from tests.unit.common.bus_rig import DEADLINE_S, SERVER, SESSION, make_event, make_job, open_bus, store_paused
+from tests.unit.common.bus_rig import (
+    DEADLINE_S,
+    SERVER,
+    SESSION,
+    be_impatient,
+    make_event,
+    make_job,
+    open_bus,
+    store_paused,
+    until,
+)
 
 SUBJECT = subjects.handoff("w-1")
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connections that are opened after this give up on the store soon."""
-    monkeypatch.setattr(common.bus, "REQUEST_TIMEOUT_S", 0.3)
+    be_impatient(monkeypatch, 0.3)
 
 
 async def say_nothing(msg: Msg) -> None:
@@ -152,12 +160,9 @@ async def test_the_connection_says_whether_it_stands(bus: Bus, nats_server: Nats
     limit = bus.max_payload
     assert (bus.connected, limit) == (True, 8 * 1024 * 1024)
     await nats_server.stop(kill=True)
-    async with asyncio.timeout(DEADLINE_S):
-        while bus.connected:
-            await asyncio.sleep(0.01)
-        await nats_server.start()
-        while not bus.connected:
-            await asyncio.sleep(0.01)
+    await until(lambda: not bus.connected)
+    await nats_server.start()
+    await until(lambda: bus.connected)
     assert bus.max_payload == limit
 
 

@@ -72,8 +72,7 @@ volumes: {}
         "f.yaml:10: broken.limits: Value error, tmpfs_mb (64) must be below memory_mb (64)",
         "f.yaml:15: broken.command.1: Input should be a valid string",
         "f.yaml:16: broken.secrets.TOKEN: String should match pattern '^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.+)$'",
-        "f.yaml:18: broken.timeouts.job_ms: Input should be a valid integer,"
-        " unable to parse string as an integer",
+        "f.yaml:18: broken.timeouts.job_ms: Input should be a valid integer, unable to parse string as an integer",
         "f.yaml:19: broken.concurrency.cluster: Input should be greater than or equal to 1",
         "f.yaml:21: broken.tools.go.read_only: Input should be a valid boolean, unable to interpret input",
         "f.yaml:21: broken.tools.go.timeout_ms: Input should be greater than or equal to 1",
@@ -86,7 +85,7 @@ volumes: {}
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("servers:\n  a: {image: x}\n  b: [\n", "f.yaml:4: not YAML: expected the node content, but found '<stream end>'"),
+        ("servers:\n  a: {}\n  b: [\n", "f.yaml:4: not YAML: expected the node content, but found '<stream end>'"),
         ("servers:\n\ta: 1\n", "f.yaml:2: not YAML: found character '\\t' that cannot start any token"),
         ("servers: {}\n---\nservers: {}\n", "f.yaml:2: not YAML: but found another document"),
         ("servers:\n  a: {image: \x07}", "f.yaml:2: not YAML: special characters are not allowed"),

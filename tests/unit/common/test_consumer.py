@@ -17,7 +17,7 @@ from common.consumer import Delivery, JobConsumer
 from common.schema import DeadLetter, Job
 from common.streams import DEAD_LETTERS, JOBS
 from tests.nats_server import NatsServer
-from tests.unit.common.bus_rig import DEADLINE_S, SERVER, SESSION, make_event, make_job, open_bus
+from tests.unit.common.bus_rig import DEADLINE_S, SERVER, SESSION, make_event, make_job, open_bus, until, until_depth
 
 POISON = b"\xc1 no msgpack"
 
@@ -80,18 +80,6 @@ async def take(consumer: JobConsumer, count: int) -> list[Delivery]:
             if len(found) == count:
                 break
     return found
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-async def until_depth(bus: Bus, waiting: int, running: int) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while await bus.queue_depth(SERVER) != (waiting, running):
-            await asyncio.sleep(0.005)
 
 
 async def has_settled(bus: Bus) -> None:

@@ -71,7 +71,7 @@ def test_code_and_status_of_an_error_agree(cls: type[ServiceError]) -> None:
     assert re.fullmatch(r"[a-z]+(_[a-z]+)*", cls.type)
 
 
-@pytest.mark.parametrize("cls", [cls for cls in classes_of(common.errors)], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", classes_of(common.errors), ids=lambda cls: cls.__name__)
 def test_a_refusal_is_retryable_exactly_if_its_status_says_try_later(cls: type[ServiceError]) -> None:
     """429 and 503 are."""
     assert cls.retryable == (cls.status in (429, 503))

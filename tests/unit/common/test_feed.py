@@ -14,7 +14,6 @@ import common.feed
 from common import subjects
 from common.bus import Bus
 from common.feed import BUFFERED_EVENTS, SessionFeed, StoredEvent
-from common.schema import Event
 from tests.nats_server import NatsServer
 from tests.unit.common.bus_rig import (
     DEADLINE_S,
@@ -24,6 +23,7 @@ from tests.unit.common.bus_rig import (
     make_job,
     open_bus,
     store_events,
+    until,
 )
 
 
@@ -51,9 +51,7 @@ async def reading(bus: Bus, after: int = 0) -> AsyncIterator[Reader]:
 async def heard(feed: SessionFeed, count: int) -> None:
     """Returns when so many live messages have reached the feed since it began."""
     assert isinstance(feed, CountsLive)
-    async with asyncio.timeout(DEADLINE_S):
-        while feed.live_seen < count:
-            await asyncio.sleep(0)
+    await until(lambda: feed.live_seen >= count)
 
 
 class CountsLive(SessionFeed):
@@ -204,9 +202,7 @@ async def test_a_feed_that_is_opened_while_the_store_is_away_waits_for_it(bus: B
     """And then begins where it was told to."""
     stored = await store_events(bus, 3)
     await nats_server.stop(kill=True)
-    async with asyncio.timeout(DEADLINE_S):
-        while bus.connected:
-            await asyncio.sleep(0.005)
+    await until(lambda: not bus.connected)
     async with reading(bus, stored[0]) as reader, asyncio.TaskGroup() as tasks:
         waiting = tasks.create_task(reader.numbers(2))
         await asyncio.sleep(0)
@@ -304,7 +300,7 @@ async def test_a_whole_job_is_told_in_the_order_of_its_life(bus: Bus) -> None:
         await bus.enqueue_job(job)
         last = 0
         for type_ in ("started", "progress", "result"):
-            event: Event = make_event(job.id, type_)  # type: ignore[arg-type]
+            event = make_event(job.id, type_)
             last = await bus.publish_event(event, expected=last)
         found = await reader.events(4)
 

@@ -218,9 +218,11 @@ def test_a_field_of_the_wrong_type_is_refused_by_its_name(name: str) -> None:
         b"\x81\x80\x01",
         b"\xd4\x7f\x00",
     ],
-    ids=["empty", "reserved byte", "cut list", "two values", "text", "no UTF-8", "list", "nil", "JSON", "cut map"]
-    + ["a list as key", "a map as key", "extension type"],
-)
+    ids=[
+        "empty", "reserved byte", "cut list", "two values", "text", "no UTF-8", "list", "nil", "JSON", "cut map",
+        "a list as key", "a map as key", "extension type",
+    ],
+)  # fmt: skip
 def test_bytes_that_are_no_message_are_refused(name: str, raw: bytes) -> None:
     """With our error, whatever msgpack or the schema makes of them."""
     assert refusal(name, raw)

@@ -30,13 +30,13 @@ time.sleep(60)
 async def until_logged(log: Path, text: str) -> None:
     """A child tells by its log only; it takes milliseconds."""
     async with asyncio.timeout(DEADLINE_S):
-        while text not in log.read_text():  # noqa: ASYNC110, ASYNC240
+        while text not in log.read_text():  # noqa: ASYNC240
             await asyncio.sleep(0.005)
 
 
 async def until_gone(pid: int) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        while processes_of([pid]):  # noqa: ASYNC110
+        while processes_of([pid]):
             await asyncio.sleep(0.005)
 
 

@@ -120,7 +120,7 @@ async def test_services_die_with_a_killed_standalone(folder: Path) -> None:
         services = services_of(process)
         process.kill()
         await process.communicate()
-        while processes_of(services.values()):  # noqa: ASYNC110
+        while processes_of(services.values()):
             await asyncio.sleep(0.01)
 
     async with started(folder) as process:
@@ -131,7 +131,7 @@ async def test_a_stop_during_the_start_is_heeded(folder: Path) -> None:
     """Whatever has started by then is stopped."""
     async with started(folder) as process:
         log = folder / "state" / "gateway.log"
-        while not log.exists():  # noqa: ASYNC110
+        while not log.exists():
             await asyncio.sleep(0.005)
         process.send_signal(signal.SIGINT)
         await process.communicate()

@@ -218,5 +218,3 @@ async def running(*command: str) -> AsyncIterator[McpConnection]:
         if process.returncode is None:
             process.kill()
             await process.wait()
-
-

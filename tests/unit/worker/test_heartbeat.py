@@ -80,9 +80,7 @@ async def test_a_delivery_that_was_dropped_is_told_no_more(bus: Bus, deliveries:
     assert heartbeat.current(dropped.job.id) is None
 
 
-async def test_a_later_delivery_of_a_job_takes_the_place_of_the_earlier(
-    bus: Bus, deliveries: list[Delivery]
-) -> None:
+async def test_a_later_delivery_of_a_job_takes_the_place_of_the_earlier(bus: Bus, deliveries: list[Delivery]) -> None:
     """Whose ack subject means nothing to the store any more."""
     heartbeat = Heartbeat(0.03)
     earlier, other, _ = deliveries

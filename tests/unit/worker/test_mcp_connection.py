@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_messages_are_the_same_however_often_the_output_is_cut(cuts: list[int]) 
     """Into pieces of any size, empty ones among them."""
     data = transcript()
     places = [0, *sorted(cuts), len(data)]
-    pieces = [data[start:end] for start, end in zip(places, places[1:], strict=False)]
+    pieces = [data[start:end] for start, end in itertools.pairwise(places)]
 
     assert asyncio.run(outcome_of(pieces)) == WHOLE
 
@@ -427,9 +428,7 @@ async def test_a_modern_server_of_another_version_is_still_a_modern_one() -> Non
         (ModernServer, "modern", ["server/discover"]),
     ],
 )
-async def test_a_known_era_is_not_asked_for_again(
-    duplex: type[MemoryDuplex], era: Any, methods: list[str]
-) -> None:
+async def test_a_known_era_is_not_asked_for_again(duplex: type[MemoryDuplex], era: Any, methods: list[str]) -> None:
     """It cannot change under one image: a container more starts without the probe."""
     server = duplex()
     connection = await handshake(server, era)
@@ -521,7 +520,7 @@ async def test_a_listing_without_an_end_is_given_up() -> None:
 
 async def test_what_is_no_tool_is_left_out_of_the_listing() -> None:
     """A tool has a name, which is text."""
-    listed = [{"name": "a"}, {}, None, "b", {"name": None}, {"name": ["c"]}, {"name": {}}, {"title": "d"}]
+    listed: list[Any] = [{"name": "a"}, {}, None, "b", {"name": None}, {"name": ["c"]}, {"name": {}}, {"title": "d"}]
     async with connected(AnswersWith({"tools": listed})) as connection:
         assert await connection.list_tools() == [{"name": "a"}]
 

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from common import subjects
-from common.bus import Bus, Entry
+from common.buckets import Entry
+from common.bus import Bus
 from common.errors import Fenced, UnknownSession
 from common.schema import SessionRecord, now_ms
 from common.streams import SESSIONS_BUCKET

@@ -90,7 +90,8 @@ class Lease:
                     oldest = await bus.oldest_job_seq(job.server, job.session, after=self._finished_seq)
                 except StoreUnavailable:
                     oldest = 0
-                if oldest is None or oldest >= first:
+                # A drain may have emptied the line meanwhile.
+                if (oldest is None or oldest >= first) and first in self._parked:
                     return self._parked.pop(min(self._parked))
             try:
                 async with asyncio.timeout(ORDER_RECHECK_S if self._parked else None):

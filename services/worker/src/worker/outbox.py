@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from common.errors import Fenced
+from common.errors import Fenced, PayloadTooLarge
+from common.log import get
 from common.schema import EventType
 from worker.journal import Journal
+
+_log = get(__name__)
 
 WAITING_EVENTS = 32
 
@@ -42,10 +45,16 @@ class Outbox:
             await self._waiting.put(None)
 
     async def pump(self) -> Fenced | None:
-        """Store what comes until `close()`. Returns early, with the reason, if another worker has taken the job."""
+        """Store what comes until `close()`. Returns early, with the reason, if another worker has taken the job.
+
+        An event that no message can hold is left out: a tool's report must not cost it its answer.
+        """
         try:
             while (item := await self._waiting.get()) is not None:
-                await self._journal.append(*item)
+                try:
+                    await self._journal.append(*item)
+                except PayloadTooLarge as exc:
+                    _log.warning("event left out", type=item[0], reason=exc.message)
                 self.first_settled.set()
         except Fenced as exc:
             return exc

@@ -1,0 +1,147 @@
+"""Key-value buckets: read, written behind a known revision, watched."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.js.kv import KeyValue
+
+from common import headers, subjects
+from common.errors import Fenced, StoreUnavailable
+from common.log import get
+from common.nats_connection import WRONG_LAST_SEQUENCE, NatsConnection, translated
+from common.publisher import Publisher
+from common.streams import bucket_stream
+
+_log = get(__name__)
+
+WATCH_RETRY_S = 0.25
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One key of a bucket: `value` is None where it was deleted or has lapsed, `revision` is 0 where it never was."""
+
+    key: str
+    value: bytes | None
+    revision: int
+
+
+class Buckets(NatsConnection):
+    """A connection with the buckets of `common.streams`."""
+
+    def __init__(self, client: Client, publisher: Publisher) -> None:
+        super().__init__(client, publisher)
+        self._buckets: dict[str, KeyValue] = {}
+        self._watchers: set[KeyValue.KeyWatcher] = set()
+
+    async def bucket(self, name: str) -> KeyValue:
+        if name not in self._buckets:
+            with translated(f"opening bucket {name}"):
+                self._buckets[name] = await self._js.key_value(name)
+        return self._buckets[name]
+
+    async def get(self, bucket: str, key: str) -> Entry:
+        kv = await self.bucket(bucket)
+        with translated(f"reading {bucket}/{key}"):
+            try:
+                entry = await kv.get(key)
+            except nats.js.errors.KeyNotFoundError as exc:
+                # A deleted key still has a revision, which a later create must name.
+                deleted = getattr(exc, "entry", None)
+                return Entry(key, None, deleted.revision if deleted else 0)
+        # A key whose TTL ran out comes back as a marker with an empty value.
+        return Entry(key, entry.value or None, entry.revision or 0)
+
+    async def put(self, bucket: str, key: str, value: bytes) -> None:
+        kv = await self.bucket(bucket)
+        with translated(f"writing {bucket}/{key}"):
+            await kv.put(key, value)
+
+    async def purge(self, bucket: str, key: str, remember_s: float) -> None:
+        """Delete a key; that it was there is remembered for `remember_s` seconds."""
+        kv = await self.bucket(bucket)
+        with translated(f"deleting {bucket}/{key}"):
+            await kv.purge(key, msg_ttl=remember_s)
+
+    async def delete(self, bucket: str, key: str) -> None:
+        kv = await self.bucket(bucket)
+        with translated(f"deleting {bucket}/{key}"):
+            await kv.delete(key)
+
+    async def replace(self, bucket: str, key: str, value: bytes, revision: int, ttl_s: float | None = None) -> int:
+        """Write a key whose last revision is `revision` (0: it never was). Returns the new revision.
+
+        Raises:
+            Fenced: if somebody else wrote it meanwhile.
+        """
+        subject = subjects.bucket_key(bucket, key)
+        message_headers = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(revision)}
+        with translated(f"writing {bucket}/{key}"):
+            try:
+                ack = await self._js.publish(subject, value, headers=message_headers, msg_ttl=ttl_s)
+            except nats.js.errors.APIError as exc:
+                if exc.err_code in WRONG_LAST_SEQUENCE:
+                    raise Fenced(subject, revision) from exc
+                raise
+        return ack.seq
+
+    async def watch(self, bucket: str) -> AsyncGenerator[Entry | None]:
+        """Every key of a bucket, then None once, then every change for as long as the caller iterates.
+
+        After a lost connection every key comes again, those that were deleted meanwhile among them: nats-py
+        would take up to 20 s to find out that its consumer is gone.
+
+        Raises:
+            StoreUnavailable: if the watch cannot begin. Once begun, it waits for the store.
+        """
+        kv = await self.bucket(bucket)
+        with translated(f"watching {bucket}"):
+            watcher = await kv.watchall()
+        begun = False
+        newest = 0
+        while True:
+            self._watchers.add(watcher)
+            try:
+                if not begun:
+                    # Read, because nats-py's own sign that all is told comes too early where the store is busy.
+                    async for seq, msg in self._stored(bucket_stream(bucket), subjects.keys_of_bucket(bucket), 1):
+                        newest = seq
+                        key = (msg.headers or {})[headers.SUBJECT].removeprefix(subjects.bucket_key(bucket, ""))
+                        yield Entry(key, msg.data or None, seq)
+                    begun = True
+                    yield None
+                async for update in watcher:  # ends when `on_reconnected` stops the watcher
+                    if update is not None and (update.revision or 0) > newest:
+                        gone = update.operation in ("DEL", "PURGE") or not update.value
+                        yield Entry(update.key, None if gone else update.value, update.revision or 0)
+            finally:
+                await self._stop_watching(watcher)
+            newest = 0
+            watcher = await self._watch_again(kv, bucket)
+
+    async def _watch_again(self, kv: KeyValue, bucket: str) -> KeyValue.KeyWatcher:
+        while True:
+            try:
+                with translated(f"watching {bucket}"):
+                    return await kv.watchall()
+            except StoreUnavailable as exc:
+                _log.info("watch waits for the store", bucket=bucket, reason=exc.message)
+            await asyncio.sleep(WATCH_RETRY_S)
+
+    async def _stop_watching(self, watcher: KeyValue.KeyWatcher) -> None:
+        self._watchers.discard(watcher)
+        try:
+            await watcher.stop()  # type: ignore[no-untyped-call]
+        except nats.errors.Error:
+            return  # stopped before, or the connection closed under it
+
+    async def _restart_watchers(self) -> None:
+        """The connection was lost, and with it the consumers that they read."""
+        for watcher in list(self._watchers):
+            await self._stop_watching(watcher)

@@ -1,0 +1,170 @@
+"""A connection to NATS: core messages, acknowledged publishes, and stored messages read without a consumer.
+
+Exceptions of nats-py are turned into ours here (`translated`), for this module and those that build on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js import JetStreamContext
+
+from common import headers, subjects
+from common.errors import StoreUnavailable
+from common.publisher import Publisher
+
+REQUEST_TIMEOUT_S = 5.0
+REPLAY_BATCH = 256
+REPLAY_BATCH_BYTES = 4 * 1024 * 1024
+"""A batch ends at either bound, so that a thousand clients that resume at once fit in memory."""
+HEADER_BYTES = 4096
+
+WRONG_LAST_SEQUENCE = (10071, 10164)
+"""JetStream's codes for a publish behind another message than the one that it named."""
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Turn what nats-py raises into what our callers know."""
+    try:
+        yield
+    except nats.js.errors.APIError as exc:
+        raise StoreUnavailable(f"{doing}: JetStream refused: {exc.description or exc}", err_code=exc.err_code) from exc
+    except (nats.errors.Error, TimeoutError, OSError) as exc:
+        raise StoreUnavailable(f"{doing}: NATS does not answer ({type(exc).__name__})") from exc
+
+
+def obey_cancellation() -> None:
+    """CPython 3.11's `wait_for`, by which nats-py connects, loses a cancellation that comes as an attempt ends."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+def without_credentials(urls: str) -> str:
+    """Addresses as they may be logged."""
+    return ",".join(url.rsplit("@", 1)[-1] for url in urls.split(","))
+
+
+class NatsConnection:
+    """Safe for use by all tasks of the process."""
+
+    def __init__(self, client: Client, publisher: Publisher) -> None:
+        self.client = client
+        self._publisher = publisher
+        self._js: JetStreamContext = client.jetstream(timeout=REQUEST_TIMEOUT_S)
+
+    @property
+    def connected(self) -> bool:
+        return bool(self.client.is_connected)
+
+    @property
+    def max_payload(self) -> int:
+        """Bytes that one message may have, headers included; the server says so at connect."""
+        return int(self.client.max_payload)
+
+    @property
+    def max_event_bytes(self) -> int:
+        """What one message may hold, less room for its headers."""
+        return int(self.client.max_payload) - HEADER_BYTES
+
+    # --- core messages --------------------------------------------------------------------------------
+
+    async def publish(self, subject: str, payload: bytes = b"") -> None:
+        with translated(f"publishing to {subject}"):
+            await self.client.publish(subject, payload)
+
+    async def request(
+        self, subject: str, payload: bytes, timeout_s: float, message_headers: dict[str, str] | None = None
+    ) -> bytes | None:
+        """Ask whoever listens. None if nobody does.
+
+        Raises:
+            StoreUnavailable: if somebody listens but did not answer in time, or NATS is away.
+        """
+        with translated(f"asking {subject}"):
+            try:
+                reply = await self.client.request(subject, payload, timeout=timeout_s, headers=message_headers)
+            except nats.errors.NoRespondersError:
+                return None
+        return reply.data
+
+    async def gather(self, subject: str, wait_s: float) -> list[dict[str, Any]]:
+        """All JSON answers to a request that come within `wait_s` seconds."""
+        inbox = self.client.new_inbox()
+        answers: list[dict[str, Any]] = []
+        with translated(f"asking {subject}"):
+            subscription = await self.client.subscribe(inbox)
+            try:
+                await self.client.publish(subject, b"", reply=inbox)
+                async with asyncio.timeout(wait_s):
+                    while True:
+                        msg = await subscription.next_msg(timeout=None)
+                        if (msg.headers or {}).get(headers.STATUS) == "503":
+                            break
+                        answers.append(json.loads(msg.data))
+            except TimeoutError:
+                return answers
+            finally:
+                await self._unsubscribe(subscription)
+        return answers
+
+    async def _unsubscribe(self, subscription: Subscription) -> None:
+        if not self.client.is_closed:
+            with translated("unsubscribing"):
+                try:
+                    await subscription.unsubscribe()
+                except nats.errors.BadSubscriptionError:
+                    return  # the connection closed under it
+
+    # --- stored messages ------------------------------------------------------------------------------
+
+    async def _stored(self, stream: str, subject: str, first: int) -> AsyncGenerator[tuple[int, Msg]]:
+        """Every stored message of a subject from number `first` on, with its number."""
+        more = True
+        while more:
+            batch, more = await self._direct_get_batch(stream, subject, first)
+            for seq, msg in batch:
+                yield seq, msg
+                first = seq + 1
+
+    async def _direct_get_batch(self, stream: str, subject: str, first: int) -> tuple[list[tuple[int, Msg]], bool]:
+        """One batch of stored messages from number `first` on, without a consumer (NATS ADR-31); are there more?"""
+        request = {
+            "seq": first,
+            "next_by_subj": subject,
+            "batch": REPLAY_BATCH,
+            "max_bytes": REPLAY_BATCH_BYTES,
+        }
+        inbox = self.client.new_inbox()
+        found: list[tuple[int, Msg]] = []
+        ended: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
+
+        async def on_message(msg: Msg) -> None:
+            fields = msg.headers or {}
+            if headers.STATUS not in fields:
+                found.append((int(fields[headers.SEQUENCE]), msg))
+            elif not ended.done():
+                ended.set_result(fields)
+
+        with translated(f"reading {stream}"):
+            # A callback: `next_msg` would start a task for each message.
+            subscription = await self.client.subscribe(inbox, cb=on_message)
+            try:
+                await self.client.publish(subjects.direct_get(stream), json.dumps(request).encode(), reply=inbox)
+                async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                    end = await ended
+            finally:
+                await self._unsubscribe(subscription)
+        if end[headers.STATUS] not in ("204", "404"):
+            raise StoreUnavailable(f"reading {stream}: {end[headers.STATUS]} {end.get(headers.DESCRIPTION, '')}")
+        return found, bool(found) and int(end.get(headers.NUM_PENDING, 0)) > 0

@@ -1,7 +1,8 @@
 """One job from delivery to acknowledgement.
 
-The order is the contract: `started` is stored before the tool sees the call, the terminal event before the
-acknowledgement. Whatever interrupts in between leaves the delivery unsettled, and the store delivers it again.
+The order is the contract: `started` is stored before the tool sees the call (a read-only tool need not wait for it,
+docs/adr/0008), the terminal event before the acknowledgement. Whatever interrupts in between leaves the delivery
+unsettled, and the store delivers it again.
 """
 
 from __future__ import annotations

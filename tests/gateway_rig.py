@@ -20,6 +20,7 @@ from common.catalog import Catalog, ServerSpec
 from common.schema import Event, Outcome, ToolListing, now_ms
 from gateway.server import listen, serve
 from gateway.settings import GatewaySettings, hash_key
+from tests.settled import settled
 
 DEADLINE_S = 20.0
 KEYS = {"acme": hash_key("acme-key"), "umbra": hash_key("umbra-key")}
@@ -201,7 +202,7 @@ class GatewayRig:
             await message.respond(json.dumps(stats).encode())
 
         await self.bus.client.subscribe(subjects.micro_stats("worker"), cb=answer)
-        await self.bus.client.flush()
+        await settled(self.bus)
 
     async def add_event(self, session: str, job: str, type_: str = "output", **data: Any) -> int:
         """Store an event as a worker would; its number."""

@@ -15,6 +15,7 @@ from common.errors import Fenced
 from common.schema import Event, now_ms
 from tests.gateway_rig import GatewayRig, RunningGateway, Socket, gateway_rig
 from tests.nats_server import NatsServer
+from tests.settled import settled
 
 TRACEPARENT = f"00-{'a' * 32}-{'b' * 16}-01"
 
@@ -220,7 +221,7 @@ async def test_cancelling_a_running_job_tells_its_worker(rig: GatewayRig, socket
     job = (await call(socket, session))["job"]
     await rig.start_job(session, job)
     asked = await rig.bus.client.subscribe(subjects.ALL_CANCELS)
-    await rig.bus.client.flush()
+    await settled(rig.bus)
 
     answers = [await socket.call("job/cancel", session=session, job=job) for _ in range(2)]
 

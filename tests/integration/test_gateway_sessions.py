@@ -11,6 +11,7 @@ from common import subjects
 from common.streams import SESSIONS, SESSIONS_BUCKET
 from tests.gateway_rig import GatewayRig, RunningGateway, gateway_rig
 from tests.nats_server import NatsServer
+from tests.settled import settled
 
 
 @pytest.fixture
@@ -190,7 +191,7 @@ async def test_closing_a_session_cancels_its_jobs_and_forgets_it(rig: GatewayRig
 
     for pattern in (subjects.ALL_CANCELS, subjects.ALL_CLOSES):
         await rig.bus.client.subscribe(pattern, cb=hear)
-    await rig.bus.client.flush()
+    await settled(rig.bus)
     async with gateway.socket() as socket:
         session = await socket.open()
         call = {"session": session, "server": "math", "name": "add", "arguments": {"a": 1, "b": 2}}

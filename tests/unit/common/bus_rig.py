@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,6 +63,13 @@ async def store_events(bus: Bus, count: int, job: str = "j1", session: str = SES
     return numbers[1:]
 
 
+async def flushed(bus: Bus) -> None:
+    """Returns when the server has all that was sent before: nats-py writes a PING ahead of what it has buffered,
+    so that only the second one comes behind."""
+    for _ in range(2):
+        await bus.client.flush()
+
+
 async def until(holds: Callable[[], bool | Awaitable[bool]]) -> None:
     """Returns when `holds()` is true. For what no event tells: the state of the store, or of a library."""
     async with asyncio.timeout(DEADLINE_S):
@@ -91,9 +99,15 @@ def store_paused() -> Iterator[None]:
     [pid] = [pid for pid, command in child_processes().items() if "nats-server" in command]
     os.kill(pid, signal.SIGSTOP)
     try:
+        while {_state(task) for task in Path(f"/proc/{pid}/task").iterdir()} != {"T"}:
+            continue  # a thread stops when it next looks for signals
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+def _state(task: Path) -> str:
+    return (task / "stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
 def counted(name: str, **labels: str) -> float:

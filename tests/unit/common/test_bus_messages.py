@@ -20,6 +20,7 @@ from tests.unit.common.bus_rig import (
     SERVER,
     SESSION,
     be_impatient,
+    flushed,
     make_event,
     make_job,
     open_bus,
@@ -58,7 +59,7 @@ async def test_a_request_brings_headers_there_and_the_answer_back(bus: Bus, nats
 
     async with open_bus(nats_server) as other:
         await other.client.subscribe(SUBJECT, cb=answer)
-        await other.client.flush()
+        await flushed(other)
         answers = [await bus.request(SUBJECT, each, DEADLINE_S, {"A": "1"}) for each in (b"job", b"empty")]
 
     assert answers == [b"taken", b""]
@@ -68,7 +69,7 @@ async def test_a_request_brings_headers_there_and_the_answer_back(bus: Bus, nats
 async def test_a_listener_that_does_not_answer_in_time_is_an_unavailable_store(bus: Bus) -> None:
     """It may have acted on the request: that is not the same as nobody."""
     await bus.client.subscribe(SUBJECT, cb=say_nothing)
-    await bus.client.flush()
+    await flushed(bus)
     with pytest.raises(StoreUnavailable, match=r"asking workers\.w-1\.handoff"):
         await bus.request(SUBJECT, b"", timeout_s=0.05)
 
@@ -86,7 +87,7 @@ async def test_all_who_answer_in_time_are_gathered(bus: Bus, nats_server: NatsSe
         for number in range(3):
             await other.client.subscribe(SUBJECT, cb=answering(number))
         await other.client.subscribe(SUBJECT, cb=say_nothing)
-        await other.client.flush()
+        await flushed(other)
         answers = await bus.gather(SUBJECT, 1.0)
 
     assert sorted(answer["worker"] for answer in answers) == [0, 1, 2]
@@ -146,7 +147,7 @@ async def test_what_was_published_is_flushed_on_leaving(bus: Bus, nats_server: N
         heard.put_nowait(msg.data)
 
     await bus.client.subscribe(SUBJECT, cb=listen)
-    await bus.client.flush()
+    await flushed(bus)
     async with open_bus(nats_server) as other:
         for number in range(100):
             await other.publish(SUBJECT, str(number).encode())

@@ -17,7 +17,17 @@ from common.consumer import Delivery, JobConsumer
 from common.schema import DeadLetter, Job
 from common.streams import DEAD_LETTERS, JOBS
 from tests.nats_server import NatsServer
-from tests.unit.common.bus_rig import DEADLINE_S, SERVER, SESSION, make_event, make_job, open_bus, until, until_depth
+from tests.unit.common.bus_rig import (
+    DEADLINE_S,
+    SERVER,
+    SESSION,
+    flushed,
+    make_event,
+    make_job,
+    open_bus,
+    until,
+    until_depth,
+)
 
 POISON = b"\xc1 no msgpack"
 
@@ -60,7 +70,7 @@ async def asked(bus: Bus) -> AsyncIterator[Callable[[], AsyncIterator[int]]]:
                 yield await requests.get()
 
     subscription = await bus.client.subscribe(subjects.pull_request(JOBS, SERVER), cb=note)
-    await bus.client.flush()
+    await flushed(bus)
     yield each
     await subscription.unsubscribe()
 
@@ -85,7 +95,7 @@ async def take(consumer: JobConsumer, count: int) -> list[Delivery]:
 async def has_settled(bus: Bus) -> None:
     """Whatever the consumer was going to send it has sent, and the store has seen it."""
     for _ in range(3):
-        await bus.client.flush()
+        await flushed(bus)
 
 
 # --- deliveries -----------------------------------------------------------------------------------------------

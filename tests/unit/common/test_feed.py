@@ -19,6 +19,7 @@ from tests.unit.common.bus_rig import (
     DEADLINE_S,
     SESSION,
     counted,
+    flushed,
     make_event,
     make_job,
     open_bus,
@@ -160,7 +161,7 @@ async def test_between_what_was_missed_and_what_is_live_there_is_no_gap_and_no_r
             each = []
             for _ in range(readers):
                 each.append(tasks.create_task(read()))
-                await other.client.flush()  # let some more be stored before the next one comes in
+                await flushed(other)  # let some more be stored before the next one comes in
 
     assert [task.result() for task in each] == [sorted(stored)] * readers
 
@@ -231,7 +232,7 @@ async def test_a_waiting_reader_is_woken_to_look_into_the_store(bus: Bus, monkey
         async with asyncio.TaskGroup() as tasks:
             waiting = tasks.create_task(reader.numbers(1))
             stored += await store_events(bus, 1, after=stored[-1])
-            await bus.client.flush()
+            await flushed(bus)
             assert not waiting.done()
             reader.feed.resync()
         assert waiting.result() == stored[1:]

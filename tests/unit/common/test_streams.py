@@ -11,7 +11,7 @@ from common.bus import Bus
 from common.errors import StreamConflict
 from common.streams import DEAD_LETTERS, JOBS, SESSIONS, Limits, stream_configs
 from tests.nats_server import NatsServer
-from tests.unit.common.bus_rig import DEADLINE_S, SERVER, make_job, open_bus
+from tests.unit.common.bus_rig import SERVER, flushed, make_job, open_bus
 
 NAMES = [JOBS, SESSIONS, DEAD_LETTERS, "KV_servers", "KV_tools", "KV_leases", "KV_sessions"]
 
@@ -122,7 +122,7 @@ async def test_a_servers_limit_is_brought_up_to_date_and_its_place_in_the_queue_
     async with bus.consume_jobs(SERVER, lambda: 1) as consumer:
         delivery = await anext(aiter(consumer))
         await delivery.ack()
-        await bus.client.flush(timeout=int(DEADLINE_S))
+        await flushed(bus)
     await bus.ensure_server(SERVER, 6)
     info = await jetstream(bus).consumer_info(JOBS, SERVER)
 

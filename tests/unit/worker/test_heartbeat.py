@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 from common.bus import Bus
 from common.consumer import Delivery
 from tests.nats_server import NatsServer
-from tests.unit.common.bus_rig import DEADLINE_S, SERVER, make_job, open_bus
+from tests.unit.common.bus_rig import DEADLINE_S, SERVER, flushed, make_job, open_bus
 from worker.heartbeat import Heartbeat
 
 
@@ -37,7 +37,7 @@ async def verdicts(bus: Bus) -> AsyncIterator[asyncio.Queue[tuple[str, bytes]]]:
         seen.put_nowait((msg.subject, msg.data))
 
     subscription = await bus.client.subscribe("$JS.ACK.>", cb=note)
-    await bus.client.flush()
+    await flushed(bus)
     yield seen
     await subscription.unsubscribe()
 

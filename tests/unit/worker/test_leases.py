@@ -22,6 +22,7 @@ from tests.unit.common.bus_rig import (
     SERVER,
     SESSION,
     be_impatient,
+    flushed,
     make_job,
     open_bus,
     store_paused,
@@ -85,7 +86,7 @@ async def end(bus: Bus, lease: Lease, delivery: Delivery) -> None:
     """What a worker does with a job that has run."""
     with lease.running(delivery):
         await delivery.ack()
-    await bus.client.flush()
+    await flushed(bus)
 
 
 # --- the order of one lease -----------------------------------------------------------------------------------
@@ -115,8 +116,8 @@ async def test_a_job_waits_for_an_older_one_that_is_on_its_way_from_another_work
     async with a_lease(engine) as lease, asyncio.TaskGroup() as tasks:
         lease.park(second)
         waiting = tasks.create_task(lease.next_job(bus))
-        await bus.client.flush()
-        await bus.client.flush()
+        await flushed(bus)
+        await flushed(bus)
         assert not waiting.done()
         lease.park(first)
         assert await waiting == first
@@ -133,7 +134,7 @@ async def test_a_job_does_not_wait_for_an_older_one_that_has_ended_elsewhere(
     async with a_lease(engine) as lease, asyncio.TaskGroup() as tasks:
         lease.park(second)
         waiting = tasks.create_task(lease.next_job(bus))
-        await bus.client.flush()
+        await flushed(bus)
         assert not waiting.done()
         await bus.withdraw_job(SERVER, SESSION, first.job.id)
 
@@ -191,7 +192,7 @@ async def test_a_lease_that_is_emptied_while_it_asks_for_the_order_waits_on(
             waiting = tasks.create_task(lease.next_job(bus))
             await settle()
             assert lease.unpark_all() == [first]
-        await bus.client.flush()
+        await flushed(bus)
         await settle()
         assert not waiting.done()
         await bus.withdraw_job(SERVER, SESSION, first.job.id)
@@ -291,7 +292,7 @@ class Holder:
     @asynccontextmanager
     async def reachable(self) -> AsyncIterator[None]:
         async with micro_service(self.bus, self.name, dict, self.leases.receive):
-            await self.bus.client.flush()
+            await flushed(self.bus)
             yield
 
 
@@ -317,9 +318,13 @@ async def pulled(holder: Holder, count: int = 1) -> list[Delivery]:
     """Jobs of the session that this worker has got from the queue."""
     for _ in range(count):
         await holder.bus.enqueue_job(make_job())
-    async with holder.bus.consume_jobs(SERVER, lambda: count) as consumer:
-        iterator = aiter(consumer)
-        return [await anext(iterator) for _ in range(count)]
+    found: list[Delivery] = []
+    async with holder.bus.consume_jobs(SERVER, lambda: count - len(found)) as consumer:
+        async for delivery in consumer:
+            found.append(delivery)
+            if len(found) == count:
+                break
+    return found
 
 
 async def until_lease(bus: Bus, holds: Callable[[Entry], bool]) -> None:

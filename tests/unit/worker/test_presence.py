@@ -13,7 +13,7 @@ from common import headers, subjects
 from common.bus import Bus
 from common.consumer import Delivery
 from tests.nats_server import NatsServer
-from tests.unit.common.bus_rig import DEADLINE_S, make_job, open_bus
+from tests.unit.common.bus_rig import DEADLINE_S, flushed, make_job, open_bus
 from worker.leases import NOT_HELD, TAKEN
 from worker.presence import health_server, micro_service
 
@@ -37,7 +37,7 @@ async def test_a_worker_answers_to_the_nats_micro_commands(bus: Bus, peer: Bus) 
     """With its id and its own numbers, as they are when it is asked."""
     numbers: dict[str, Any] = {"slots": {"used": 0, "limit": 10}}
     async with micro_service(bus, WORKER, lambda: numbers, lambda _: False):
-        await bus.client.flush()
+        await flushed(bus)
         numbers["slots"]["used"] = 2
         [answer] = await peer.gather(subjects.micro_stats("worker"), 0.5)
 
@@ -48,8 +48,8 @@ async def test_a_worker_answers_to_the_nats_micro_commands(bus: Bus, peer: Bus) 
 async def test_a_worker_that_has_left_does_not_answer(bus: Bus, peer: Bus) -> None:
     """By that others know that its containers are nobody's, and its leases free."""
     async with micro_service(bus, WORKER, dict, lambda _: True):
-        await bus.client.flush()
-    await bus.client.flush()
+        await flushed(bus)
+    await flushed(bus)
 
     async with asyncio.timeout(DEADLINE_S):
         assert await peer.gather(subjects.micro_stats("worker"), 3600) == []
@@ -69,7 +69,7 @@ async def test_a_job_that_is_handed_over_arrives_as_it_was_delivered(
 
     job = make_job(arguments={"a": 1})
     async with micro_service(bus, WORKER, dict, receive):
-        await bus.client.flush()
+        await flushed(bus)
         said = await peer.request(subjects.handoff(WORKER), job.encode(), DEADLINE_S, HANDOFF)
 
     assert said == answer
@@ -90,7 +90,7 @@ async def test_a_job_that_is_handed_over_arrives_as_it_was_delivered(
 async def test_what_is_no_job_is_not_taken_over(bus: Bus, peer: Bus, payload: bytes) -> None:
     """A worker of another version keeps it: the answer is neither of the two."""
     async with micro_service(bus, WORKER, dict, lambda _: True):
-        await bus.client.flush()
+        await flushed(bus)
         said = await peer.request(subjects.handoff(WORKER), payload, DEADLINE_S, HANDOFF)
 
     assert said not in (None, TAKEN, NOT_HELD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable
 
@@ -11,7 +12,7 @@ from nats.aio.msg import Msg
 
 from common import subjects
 from common.bus import Bus
-from common.errors import StoreUnavailable
+from common.errors import Fenced, StoreUnavailable
 from common.schema import DeadLetter
 from common.streams import LEASES_BUCKET
 from tests.nats_server import NatsServer
@@ -165,6 +166,35 @@ async def test_the_connection_says_whether_it_stands(bus: Bus, nats_server: Nats
     await nats_server.start()
     await until(lambda: bus.connected)
     assert bus.max_payload == limit
+
+
+@pytest.mark.parametrize("call", ["oldest_job_seq", "get", "queue_depth", "last_event", "publish_event", "request"])
+async def test_a_cancellation_that_comes_with_the_answer_is_not_lost(bus: Bus, call: str) -> None:
+    """CPython 3.11's `wait_for`, by which nats-py waits, loses it: whoever waits for the task's end would hang."""
+    heard = asyncio.Event()
+    never = asyncio.Event()
+
+    async def hear(msg: Msg) -> None:
+        heard.set()
+
+    async def ask() -> None:
+        with contextlib.suppress(Fenced):
+            await everything(bus)[call]()
+        await never.wait()
+
+    await bus.client.subscribe("heard", cb=hear)
+    await bus.bucket(LEASES_BUCKET)
+    await flushed(bus)
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+        for number in range(60):
+            heard.clear()
+            asking = tasks.create_task(ask())
+            await asyncio.sleep(0)
+            await bus.publish("heard")
+            await heard.wait()
+            for _ in range(number % 6):
+                await asyncio.sleep(0)
+            asking.cancel()
 
 
 # --- a store that is away -------------------------------------------------------------------------------------

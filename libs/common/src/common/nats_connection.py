@@ -34,17 +34,20 @@ WRONG_LAST_SEQUENCE = (10071, 10164)
 
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
-    """Turn what nats-py raises into what our callers know."""
+    """Turn what nats-py raises into what our callers know, and a cancellation that it has lost into one."""
     try:
         yield
     except nats.js.errors.APIError as exc:
+        obey_cancellation()
         raise StoreUnavailable(f"{doing}: JetStream refused: {exc.description or exc}", err_code=exc.err_code) from exc
     except (nats.errors.Error, TimeoutError, OSError) as exc:
+        obey_cancellation()
         raise StoreUnavailable(f"{doing}: NATS does not answer ({type(exc).__name__})") from exc
+    obey_cancellation()
 
 
 def obey_cancellation() -> None:
-    """CPython 3.11's `wait_for`, by which nats-py connects, loses a cancellation that comes as an attempt ends."""
+    """CPython 3.11's `wait_for`, by which nats-py waits, loses a cancellation that comes as the wait ends."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError

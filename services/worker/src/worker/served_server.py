@@ -131,6 +131,8 @@ class ServedServer:
             if self._worker.runner.in_hand(delivery.job.id):
                 # Delivered again because a heartbeat was late: the job goes on under the new ack subject.
                 self._worker.heartbeat.hold(delivery)
+            elif self._draining:
+                await delivery.hand_back()  # asked for before; what started now would lose its container
             elif self.spec.scope == "session":
                 self._own(self._place(delivery))
             elif self._to_hand_back == 0 and self._worker.slots.try_take(self.name):

@@ -189,7 +189,7 @@ async def test_closing_a_session_cancels_its_jobs_and_forgets_it(rig: GatewayRig
     async def hear(message: object) -> None:
         heard.put_nowait(message.subject)  # type: ignore[attr-defined]
 
-    for pattern in (subjects.ALL_CANCELS, subjects.ALL_CLOSES):
+    for pattern in (subjects.ALL_LIVE_CANCELS, subjects.ALL_CLOSES):
         await rig.bus.client.subscribe(pattern, cb=hear)
     await settled(rig.bus)
     async with gateway.socket() as socket:
@@ -211,7 +211,7 @@ async def test_closing_a_session_cancels_its_jobs_and_forgets_it(rig: GatewayRig
     assert closed["cancelled"] == [queued, started]
     assert end is not None
     assert end.event.data == {"outcome": "cancelled"}
-    assert told == [subjects.cancel(session, started), subjects.close(session)]
+    assert told == [f"live.{session}.{started}.cancel", subjects.close(session)]
     assert again["data"]["type"] == called["data"]["type"] == "unknown_session"
 
 

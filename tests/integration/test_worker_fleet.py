@@ -84,7 +84,7 @@ servers:
     await rig.until(slow[0], "started")
     ends = [await rig.call("quick", "echo", {"text": "x"}) for _ in range(5)]
     for job in slow:
-        await rig.bus.publish(subjects.cancel(job.session, job.id))
+        await rig.bus.request_cancel(job.session, job.id, 1)
 
     assert [end.data["outcome"] for end in ends] == ["succeeded"] * 5
 

@@ -231,7 +231,7 @@ def built_subjects() -> dict[str, str]:
             spelled[name] = member
         elif inspect.isfunction(member) and member.__module__ == subjects.__name__:
             params = list(inspect.signature(member).parameters)
-            if params and name not in ("token", "lease_key"):
+            if params and name not in ("token", "lease_key", "idempotency_key"):
                 given = {"service": "worker"}
                 spelled[name] = member(*(given.get(param, f"<{param}>") for param in params))
     return {name: subject for name, subject in spelled.items() if not subject.startswith(NOT_OURS)}

@@ -188,7 +188,7 @@ def test_an_entry_with_nothing_but_its_image_has_the_documented_defaults() -> No
         "limits": {"memory_mb": 256, "cpus": 1.0, "pids": 64, "tmpfs_mb": 64},
         "network": "none",
         "runtime": None,
-        "timeouts": {"start_s": 20.0, "queue_s": 600.0, "job_ms": None, "idle_s": 300.0},
+        "timeouts": {"start_s": 20.0, "queue_s": 600.0, "job_ms": None, "heartbeat_ms": None, "idle_s": 300.0},
         "concurrency": {"per_container": 8, "per_worker": 10, "cluster": 1000},
         "tools": {},
     }
@@ -340,3 +340,15 @@ def test_an_override_is_for_its_tool_alone() -> None:
 def test_the_timeout_is_the_tools_else_the_servers_else_the_gateways(fields: dict[str, Any], timeout_ms: int) -> None:
     """The nearest word wins, also when it is the longer time."""
     assert spec(**fields).timeout_ms("t", 300) == timeout_ms
+
+
+def test_a_tools_own_timeouts_come_before_its_servers() -> None:
+    """Schedule-to-start and heartbeat, as start-to-close."""
+    entry = spec(
+        timeouts={"queue_s": 60, "heartbeat_ms": 500}, tools={"t": {"queue_s": 5, "heartbeat_ms": 100}, "other": {}}
+    )
+
+    assert [(entry.queue_s(tool), entry.heartbeat_ms(tool)) for tool in ("t", "other")] == [(5, 100), (60, 500)]
+    assert entry.shortest_queue_s == 5
+    assert spec().heartbeat_ms("t") is None
+    assert spec().shortest_queue_s == 600

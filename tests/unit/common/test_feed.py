@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 from nats.aio.msg import Msg
 
-import common.bus
+import common.event_log
 import common.feed
 from common import subjects
 from common.bus import Bus
@@ -80,7 +80,7 @@ class LosesTheSecond(SessionFeed):
 
 @pytest.fixture
 def counting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(common.bus, "SessionFeed", CountsLive)
+    monkeypatch.setattr(common.event_log, "SessionFeed", CountsLive)
 
 
 async def test_a_feed_begins_with_what_was_missed_and_goes_on_live(bus: Bus) -> None:
@@ -225,7 +225,7 @@ async def test_an_idle_feed_looks_into_the_store_when_told_to(bus: Bus) -> None:
 
 async def test_a_waiting_reader_is_woken_to_look_into_the_store(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not wait for the next live message."""
-    monkeypatch.setattr(common.bus, "SessionFeed", LosesTheSecond)
+    monkeypatch.setattr(common.event_log, "SessionFeed", LosesTheSecond)
     async with reading(bus) as reader:
         stored = await store_events(bus, 1)
         assert await reader.numbers(1) == stored
@@ -242,7 +242,7 @@ async def test_a_live_message_that_was_lost_unnoticed_is_missed_by_the_next_of_i
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each tells the number of the one before."""
-    monkeypatch.setattr(common.bus, "SessionFeed", LosesTheSecond)
+    monkeypatch.setattr(common.event_log, "SessionFeed", LosesTheSecond)
     async with reading(bus) as reader:
         stored = await store_events(bus, 1)
         assert await reader.numbers(1) == stored
@@ -255,7 +255,7 @@ async def test_an_event_that_cannot_be_read_is_skipped_and_counted(
     bus: Bus, live: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of a newer version does not hold up the others, wherever it stands among them."""
-    monkeypatch.setattr(common.feed, "REPLICA_LAG_S", 0.3)
+    monkeypatch.setattr(common.feed, "LEADER_LAG_S", 0.3)
     skipped = counted("events_undecodable_total")
 
     async def unreadable(job: str) -> None:
@@ -279,8 +279,8 @@ async def test_an_event_that_was_taken_back_does_not_hold_up_the_feed(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A refused job's `queued` may have been seen live; the store does not have it any more."""
-    monkeypatch.setattr(common.feed, "REPLICA_LAG_S", 0.3)
-    monkeypatch.setattr(common.bus, "SessionFeed", CountsLive)
+    monkeypatch.setattr(common.feed, "LEADER_LAG_S", 0.3)
+    monkeypatch.setattr(common.event_log, "SessionFeed", CountsLive)
     refused = make_event("refused", "queued", attempt=0)
     async with reading(bus) as reader:
         seq = await bus.publish_event(refused, expected=0)

@@ -14,7 +14,18 @@ from pydantic import ValidationError
 
 import common.schema
 from common.errors import UndecodableMessage
-from common.schema import DeadLetter, Event, Job, LeaseRecord, Message, SessionRecord, ToolListing
+from common.schema import (
+    MAX_TIMEOUT_MS,
+    DeadLetter,
+    Event,
+    IdempotencyRecord,
+    Job,
+    LeaseRecord,
+    Message,
+    RoleRecord,
+    SessionRecord,
+    ToolListing,
+)
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -30,6 +41,7 @@ MESSAGES: dict[str, Message] = {
         created_ms=1_700_000_000_000,
         start_by_ms=1_700_000_600_000,
         timeout_ms=300_000,
+        heartbeat_ms=20_000,
     ),
     "event": Event(
         job="0192f0c1e5a0a1b2c3d4e5f6",
@@ -48,6 +60,10 @@ MESSAGES: dict[str, Message] = {
         time_ms=1_700_000_000_456,
     ),
     "session_record": SessionRecord(tenant="acme", created_ms=1_700_000_000_000),
+    "idempotency_record": IdempotencyRecord(
+        job="0192f0c1e5a0a1b2c3d4e5f6", fingerprint="8f14e45fceea167a", created_ms=1_700_000_000_000
+    ),
+    "role_record": RoleRecord(holder="g-0a1b2c3d"),
     "lease_record": LeaseRecord(worker="w-0a1b2c3d", container="f" * 64),
     "tool_listing": ToolListing(
         entry="0011223344556677",
@@ -130,20 +146,29 @@ def test_a_message_cannot_be_changed(name: str) -> None:
 
 
 @DERANDOMIZED
-@given(st.text(max_size=30), NUMBERS, DICTS, DICTS)
-def test_a_job_comes_back_as_it_went(text: str, number: int, arguments: dict[str, Any], meta: dict[str, Any]) -> None:
+@given(
+    st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True),
+    st.text(max_size=30),
+    NUMBERS,
+    st.integers(1, MAX_TIMEOUT_MS),
+    DICTS,
+    DICTS,
+)
+def test_a_job_comes_back_as_it_went(
+    id_: str, text: str, number: int, timeout: int, arguments: dict[str, Any], meta: dict[str, Any]
+) -> None:
     """Whatever its arguments are."""
     job = Job(
-        id=text,
-        session=text,
+        id=id_,
+        session=id_,
         tenant=text,
-        server=text,
+        server=id_,
         tool=text,
         arguments=arguments,
         meta=meta,
         created_ms=number,
         start_by_ms=number,
-        timeout_ms=number,
+        timeout_ms=timeout,
     )
 
     assert Job.decode(job.encode()) == job
@@ -329,3 +354,23 @@ def test_what_a_caller_says_is_refused_instead_of_changed(said: Any) -> None:
 
     with pytest.raises((ValueError, OverflowError)):
         job.encode()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("id", "a.b"),
+        ("session", ""),
+        ("server", "x" * 65),
+        ("id", "line\n"),
+        ("tool", "x" * 257),
+        ("timeout_ms", 0),
+        ("timeout_ms", MAX_TIMEOUT_MS + 1),
+        ("heartbeat_ms", -1),
+    ],
+)
+def test_a_job_beyond_its_limits_is_not_read(field: str, value: object) -> None:
+    """Nobody could address it, or wait for its end."""
+    raw = msgpack.packb({**fields_of("job"), field: value})
+
+    assert f"not a Job of version 1: {field}" in refusal("job", raw)

@@ -13,7 +13,8 @@ from common.streams import DEAD_LETTERS, JOBS, SESSIONS, Limits, stream_configs
 from tests.nats_server import NatsServer
 from tests.unit.common.bus_rig import SERVER, flushed, make_job, open_bus
 
-NAMES = [JOBS, SESSIONS, DEAD_LETTERS, "KV_servers", "KV_tools", "KV_leases", "KV_sessions"]
+BUCKETS = ["servers", "tools", "leases", "sessions", "idempotency", "roles"]
+NAMES = [JOBS, SESSIONS, DEAD_LETTERS, *(f"KV_{bucket}" for bucket in BUCKETS)]
 
 
 def jetstream(bus: Bus) -> JetStreamContext:

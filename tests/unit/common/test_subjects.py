@@ -105,7 +105,7 @@ def test_job_ids_sort_by_the_time_of_their_making(monkeypatch: pytest.MonkeyPatc
         (subjects.event("s1", "j1"), [subjects.ALL_EVENTS, subjects.events_of_session("s1")]),
         (subjects.queued_event("s1", "j1"), [subjects.ALL_EVENTS, subjects.events_of_session("s1")]),
         (subjects.dead("srv", "s1"), [subjects.ALL_DEAD]),
-        (subjects.cancel("s1", "j1"), [subjects.ALL_CANCELS]),
+        (subjects.cancel_event("s1", "j1"), [subjects.ALL_EVENTS]),
         (subjects.close("s1"), [subjects.ALL_CLOSES]),
     ],
 )

@@ -1,83 +1,134 @@
-"""The rule of repeats: every last event, every attempt, every kind of tool."""
+"""The rule of repeats: every state of a job, every attempt, every kind of tool."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import pytest
 
 from common.feed import StoredEvent
+from common.job_state import State, state_after
 from common.schema import Event, EventType
-from worker.errors import OutcomeUnknown, TooManyAttempts
-from worker.redelivery import Drop, End, Start, decide
+from worker.ending import Ending
+from worker.errors import OutcomeUnknown, ServerGone, TooManyAttempts
+from worker.redelivery import MAX_ATTEMPTS, Drop, End, Leave, Past, Prove, Start, Step, after_failure, decide
 
-MAX_ATTEMPTS = 3
 SEQ = 41
-BEGUN: tuple[EventType, ...] = ("started", "progress", "output")
-Verdict = Literal["start", "unknown", "too many", "drop"]
+ACK_WAIT_MS = 30_000
+BEGAN_MS = 1_700
+LATER_MS = BEGAN_MS + ACK_WAIT_MS
+RUNNING: tuple[EventType, ...] = ("started", "progress", "output")
 
 
-def last(type_: EventType, attempt: int, **data: str) -> StoredEvent:
-    return StoredEvent(SEQ, Event(job="j", session="s", attempt=attempt, type=type_, time_ms=1_700, data=data))
+def event(type_: EventType, attempt: int = 1, time_ms: int = BEGAN_MS, **data: str) -> Event:
+    return Event(job="j", session="s", attempt=attempt, type=type_, time_ms=time_ms, data=data)
 
 
-def verdict(step: Start | End | Drop) -> tuple[Verdict, int | None, int | None]:
-    match step:
-        case Start(attempt, seq):
-            return "start", attempt, seq
-        case End(attempt, seq, OutcomeUnknown()):
-            return "unknown", attempt, seq
-        case End(attempt, seq, TooManyAttempts()):
-            return "too many", attempt, seq
-        case Drop():
-            return "drop", None, None
-    raise AssertionError(step)
+def past(type_: EventType | None, attempt: int = 1, *, cancel: bool = False) -> Past:
+    if type_ is None:
+        return Past(None)
+    started = event("started", attempt, worker="w-1") if attempt else None
+    return Past(StoredEvent(SEQ, event(type_, attempt, BEGAN_MS + 5)), started, cancel)
 
 
-def table() -> list[tuple[EventType | None, int, bool, tuple[Verdict, int | None, int | None]]]:
-    rows: list[tuple[EventType | None, int, bool, tuple[Verdict, int | None, int | None]]] = []
-    for repeatable in (True, False):
-        rows.append((None, 0, repeatable, ("start", 1, 0)))
-        rows.append(("queued", 0, repeatable, ("start", 1, 0)))
-        rows += [("result", attempt, repeatable, ("drop", None, None)) for attempt in range(5)]
-    for type_ in BEGUN:
-        for attempt in (1, 2):
-            rows.append((type_, attempt, True, ("start", attempt + 1, SEQ)))
-        for attempt in (3, 4):
-            rows.append((type_, attempt, True, ("too many", attempt, SEQ)))
-        for attempt in (1, 2, 3, 4):
-            rows.append((type_, attempt, False, ("unknown", attempt, SEQ)))
-    return rows
+def decided(what: Past, *, repeatable: bool, now_ms: int = LATER_MS) -> Step:
+    return decide(what, repeatable=repeatable, now_ms=now_ms, ack_wait_ms=ACK_WAIT_MS)
 
 
-def test_the_table_has_every_type_of_event() -> None:
-    """A new one needs its rows."""
-    assert {type_ for type_, *_ in table()} == {None, *get_args(EventType)}
+def ending(step: Step) -> Ending:
+    assert isinstance(step, End)
+    return step.ending
 
 
-@pytest.mark.parametrize(("type_", "attempt", "repeatable", "expected"), table())
-def test_the_last_event_and_the_tool_decide_what_is_done_with_a_job(
-    type_: EventType | None, attempt: int, repeatable: bool, expected: tuple[Verdict, int | None, int | None]
-) -> None:
-    """Not started: it runs. Started: again only if the tool may be repeated, three times at most. Ended: dropped."""
-    event = None if type_ is None else last(type_, attempt)
-
-    assert verdict(decide(event, repeatable=repeatable, max_attempts=MAX_ATTEMPTS)) == expected
+@pytest.mark.parametrize("repeatable", [True, False])
+@pytest.mark.parametrize("type_", [None, "queued"])
+def test_a_job_that_had_not_started_runs(type_: EventType | None, repeatable: bool) -> None:
+    """Whatever its tool is, behind nothing: `queued` is no fence."""
+    assert decided(past(type_, 0), repeatable=repeatable) == Start(1, 0)
 
 
-def test_a_job_whose_outcome_is_unknown_tells_who_had_started_it_and_when() -> None:
-    """As its `started` event says; an event after it does not name the worker."""
-    by_started = decide(last("started", 2, worker="w-1"), repeatable=False, max_attempts=MAX_ATTEMPTS)
-    by_progress = decide(last("progress", 2), repeatable=False, max_attempts=MAX_ATTEMPTS)
-
-    assert isinstance(by_started, End)
-    assert isinstance(by_progress, End)
-    assert by_started.error.data == {"attempt": 2, "worker": "w-1", "started_ms": 1_700}
-    assert by_progress.error.data == {"attempt": 2, "worker": "unknown", "started_ms": 1_700}
+@pytest.mark.parametrize("repeatable", [True, False])
+@pytest.mark.parametrize("attempt", range(5))
+def test_a_job_that_has_ended_is_dropped(attempt: int, repeatable: bool) -> None:
+    """Only its acknowledgement was lost."""
+    assert decided(past("result", attempt), repeatable=repeatable) == Drop()
 
 
-def test_one_attempt_may_be_all_that_there_is() -> None:
-    """Then a repeatable job is given up after its first."""
-    step = decide(last("started", 1), repeatable=True, max_attempts=1)
+@pytest.mark.parametrize("type_", RUNNING)
+@pytest.mark.parametrize("attempt", range(1, MAX_ATTEMPTS + 2))
+def test_a_running_job_of_a_repeatable_tool_runs_again_until_no_attempt_is_left(type_: EventType, attempt: int) -> None:
+    """Behind its newest event; then it is given up."""
+    step = decided(past(type_, attempt), repeatable=True)
 
-    assert verdict(step) == ("too many", 1, SEQ)
+    if attempt < MAX_ATTEMPTS:
+        assert step == Start(attempt + 1, SEQ)
+    else:
+        assert isinstance(step, End)
+        assert (step.attempt, step.last_seq) == (attempt, SEQ)
+        assert isinstance(step.ending.error, TooManyAttempts)
+        assert step.ending.outcome == "dead_lettered"
+
+
+@pytest.mark.parametrize("type_", RUNNING)
+@pytest.mark.parametrize("attempt", range(1, MAX_ATTEMPTS + 2))
+def test_a_running_job_of_any_other_tool_ends_with_what_is_known(type_: EventType, attempt: int) -> None:
+    """Attempt, worker and moment are those of its `started` event, whatever it told after."""
+    step = decided(past(type_, attempt), repeatable=False)
+
+    error = ending(step).error
+    assert isinstance(error, OutcomeUnknown)
+    assert error.as_dict() | {"message": ""} == {
+        "type": "outcome_unknown",
+        "message": "",
+        "retryable": False,
+        "attempt": attempt,
+        "worker": "w-1",
+        "started_ms": BEGAN_MS,
+        "cancel_requested": False,
+    }
+
+
+@pytest.mark.parametrize("repeatable", [True, False])
+def test_a_failed_attempt_is_followed_by_the_next_one(repeatable: bool) -> None:
+    """`retrying` was stored because it may be: also for a tool that may not be repeated, which it did not reach."""
+    assert decided(past("retrying", 2), repeatable=repeatable) == Start(3, SEQ)
+
+
+def test_a_cancelled_job_whose_attempt_had_failed_ends_cancelled() -> None:
+    """Nothing of it runs."""
+    assert ending(decided(past("retrying", 2, cancel=True), repeatable=True)) == Ending("cancelled")
+
+
+@pytest.mark.parametrize("repeatable", [True, False])
+def test_a_cancelled_job_whose_worker_is_lost_is_not_run_again(repeatable: bool) -> None:
+    """It is looked for proof that the attempt is dead."""
+    step = decided(past("progress", 2, cancel=True), repeatable=repeatable)
+
+    assert step == Prove(2, SEQ, event("started", 2, worker="w-1"))
+
+
+@pytest.mark.parametrize("repeatable", [True, False])
+def test_a_delivery_from_before_an_attempt_that_just_began_is_left_alone(repeatable: bool) -> None:
+    """It waited in a frozen process: the store gives a job away again only after a silence of ack_wait."""
+    just_now = BEGAN_MS + ACK_WAIT_MS // 2 - 1
+
+    assert decided(past("started"), repeatable=repeatable, now_ms=just_now) == Leave()
+    assert decided(past("started"), repeatable=repeatable, now_ms=just_now + 1) != Leave()
+
+
+def test_what_the_last_attempt_failed_with_is_told() -> None:
+    """The dead letter's reader wants the cause."""
+    error = ending(after_failure(MAX_ATTEMPTS, SEQ, ServerGone("exit code 3", exit_code=3, stderr="no memory"))).error
+
+    assert error is not None
+    assert error.message.endswith("the last one failed: exit code 3")
+    assert error.data["cause"]["stderr"] == "no memory"
+
+
+@pytest.mark.parametrize("type_", [None, *get_args(EventType)])
+def test_every_type_of_event_is_decided(type_: EventType | None) -> None:
+    """A new one needs its state."""
+    if type_ == "cancelling":
+        assert state_after(type_) is State.RUNNING  # it has a subject of its own, so it is never the newest
+    else:
+        assert decided(past(type_), repeatable=True) is not None

@@ -32,7 +32,7 @@ async def worker(bus: Bus) -> AsyncIterator[Worker]:
             bus=bus,
             engine=engine,
             slots=Slots(10),
-            runner=Runner(bus, "w-1", heartbeat),
+            runner=Runner(bus, "w-1", engine, heartbeat),
             heartbeat=heartbeat,
             boot_gate=asyncio.Semaphore(1),
             labels={},

@@ -34,6 +34,10 @@ def summary(event: Event) -> str:
             said = f"{data.get('progress', 0):g}{total} {data.get('message') or ''}"
         case "output":
             said = f"{data.get('stream')}: {str(data.get('text', '')).rstrip()}"
+        case "retrying":
+            said = f"attempt {event.attempt} failed, the next one follows: {(data.get('error') or {}).get('message')}"
+        case "cancelling":
+            said = "its end was asked for"
         case "result":
             result = JobResult.from_event(event)
             why = (result.error or {}).get("message") or " ".join(blocks(result.result))

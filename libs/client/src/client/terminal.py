@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from client.event import Event, JobResult
-from client.summary import blocks, ending, shorten
+from client.summary import blocks, ending, shorten, summary
 
 WIDTH_PIPED = 160
 
@@ -75,6 +75,10 @@ class CallView:
                 self._show_progress(event.data)
             case "output":
                 self._show_output(event.data)
+            case "retrying":
+                print(f"{self._name}: {summary(event)}", file=sys.stderr, flush=True)
+            case "cancelling":
+                self._say(f"{self._name} {event.type}")
             case "result":
                 self._show_result(JobResult.from_event(event))
 

@@ -7,7 +7,7 @@ there: callers meet only `common.errors`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 import nats
@@ -15,18 +15,18 @@ import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js.api import RawStreamMsg
 
 from common import headers, metrics, subjects
-from common.buckets import Buckets
 from common.consumer import JobConsumer, Room
-from common.errors import Fenced, PayloadTooLarge, QueueFull, StoreUnavailable, UndecodableMessage
-from common.feed import SessionFeed, StoredEvent
+from common.errors import QueueFull, StoreUnavailable, UndecodableMessage
+from common.event_log import EventLog
 from common.log import get
 from common.nats_connection import WRONG_LAST_SEQUENCE, obey_cancellation, translated, without_credentials
-from common.publisher import Publisher
+from common.publisher import Acknowledgement, Publisher
 from common.schema import DeadLetter, Event, Job, now_ms
 from common.settings import BusSettings
-from common.streams import JOBS, SESSIONS, Limits, consumer_config, ensure_consumer, ensure_streams
+from common.streams import JOBS, SESSIONS, consumer_config, ensure_consumer, ensure_streams
 
 _log = get(__name__)
 
@@ -38,17 +38,16 @@ QUEUE_FULL_RETRY_S = 1.0
 _SUBJECT_FULL = 10077
 
 
-class Bus(Buckets):
+class Bus(EventLog):
     """One connection to NATS. Made by `connect()`; safe for use by all tasks of the process."""
 
     def __init__(self, client: Client, publisher: Publisher, settings: BusSettings) -> None:
-        super().__init__(client, publisher)
-        self.limits: Limits = settings.limits()
+        super().__init__(client, publisher, settings.limits())
         self.ack_wait_s = settings.ack_wait_s
         self.epoch = ""
         """Identity of the numbering of SESSIONS; set by `ensure()`."""
-        self._feeds: set[SessionFeed] = set()
         self._consumers: set[JobConsumer] = set()
+        self._back = asyncio.Event()
 
     # --- set-up ---------------------------------------------------------------------------------------
 
@@ -77,39 +76,34 @@ class Bus(Buckets):
 
     # --- jobs -----------------------------------------------------------------------------------------
 
-    async def enqueue_job(self, job: Job, traceparent: str | None = None) -> int:
+    async def enqueue_job(self, job: Job, traceparent: str | None = None, fingerprint: str = "") -> int:
         """Store the job; when this returns it is accepted. Returns the number of its `queued` event.
 
         Both are sent at once and waited for together: one round trip (docs/adr/0002). The job goes first, because
-        its way is the longer one: the store has the event before a worker can have answered.
+        its way is the longer one: the store has the event before a worker can have answered. A job that was stored
+        less than two minutes ago is not stored again, so this may be repeated after StoreUnavailable.
+
+        Args:
+            fingerprint: Of the request, where it has an idempotency key.
 
         Raises:
             QueueFull: if the session's queue on that server is at its limit; nothing is kept then.
-            Fenced: if there has been a job of that id; this one is not run.
             StoreUnavailable: if the store did not confirm; the job may or may not have been kept.
         """
-        queued = Event(
-            job=job.id,
-            session=job.session,
-            attempt=0,
-            type="queued",
-            time_ms=now_ms(),
-            data={"server": job.server, "tool": job.tool},
-        )
-        queued_subject = _subject_of(queued)
-        queued_headers = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: "0"}
+        data = {"server": job.server, "tool": job.tool}
+        if fingerprint:
+            data["fingerprint"] = fingerprint
+        queued = Event(job=job.id, session=job.session, attempt=0, type="queued", time_ms=now_ms(), data=data)
+        queued_subject = subjects.queued_event(job.session, job.id)
         job_headers = {headers.MSG_ID: job.id}
         if traceparent:
             job_headers[headers.TRACEPARENT] = traceparent
         with translated("accepting a job"):
             accepted = await self._publisher.send(subjects.jobs(job.server, job.session), job.encode(), job_headers)
-            stored = await self._publisher.send(queued_subject, queued.encode(), queued_headers)
-            try:
-                seq = await stored.seq()
-            except nats.js.errors.APIError as exc:
-                if exc.err_code in WRONG_LAST_SEQUENCE:
-                    raise Fenced(queued_subject, 0) from exc
-                raise
+            stored = await self._publisher.send(
+                queued_subject, queued.encode(), {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: "0"}
+            )
+            seq = await self._seq_of_queued(stored, job)
             try:
                 await accepted.seq()
             except nats.js.errors.APIError as exc:
@@ -119,6 +113,18 @@ class Bus(Buckets):
                 raise
         metrics.JOBS_ACCEPTED.labels(job.server).inc()
         return seq
+
+    async def _seq_of_queued(self, stored: Acknowledgement, job: Job) -> int:
+        try:
+            return await stored.seq()
+        except nats.js.errors.APIError as exc:
+            if exc.err_code not in WRONG_LAST_SEQUENCE:
+                raise
+        # Another try to accept this job was faster, or its answer was lost.
+        known = await self.queued_event(job.session, job.id)
+        if known is None:
+            raise StoreUnavailable("accepting a job: another try to accept it was just refused")
+        return known.seq
 
     @asynccontextmanager
     async def consume_jobs(self, server: str, room: Room) -> AsyncIterator[JobConsumer]:
@@ -170,35 +176,46 @@ class Bus(Buckets):
 
     async def withdraw_job(self, server: str, session: str, job: str) -> None:
         """Delete a job's message from the queue, if it is still there. The caller has ended the job already."""
-        async for seq, msg in self._stored(JOBS, subjects.jobs(server, session), 1):
-            if (msg.headers or {}).get(headers.MSG_ID) == job:
-                with translated("withdrawing a job"):
-                    try:
-                        await self._js.delete_msg(JOBS, seq)
-                    except nats.js.errors.APIError:
-                        return  # acknowledged or deleted meanwhile: gone is what was wanted
+        async for msg in self.jobs_in_queue(subjects.jobs(server, session)):
+            if job_of(msg) == job:
+                await self.delete_job(msg.seq or 0)
                 return
+
+    async def delete_job(self, seq: int) -> None:
+        """Take a message out of the queue; that it is gone already is as good."""
+        with translated("withdrawing a job"):
+            try:
+                await self._js.delete_msg(JOBS, seq)
+            except nats.js.errors.APIError:
+                return  # acknowledged or deleted meanwhile
 
     async def unfinished_jobs(self, session: str) -> list[str]:
         """Ids of the session's jobs that wait or run: a job leaves the queue after its terminal event is stored."""
-        found = [
-            (msg.headers or {}).get(headers.MSG_ID, "")
-            async for _, msg in self._stored(JOBS, subjects.jobs_of_session(session), 1)
-        ]
-        return [job for job in found if subjects.TOKEN.match(job)]
+        return [job_of(msg) async for msg in self.jobs_in_queue(subjects.jobs_of_session(session)) if job_of(msg)]
+
+    async def jobs_in_queue(self, subject: str, after: int = 0) -> AsyncGenerator[RawStreamMsg]:
+        """Every message of a subject of the queue with a number above `after`, in order: jobs that wait or run.
+
+        As the stream's leader has them, one at a time: a replica may be behind, and would hide the newest.
+        """
+        while (msg := await self._next_in_queue(subject, after)) is not None:
+            yield msg
+            after = msg.seq or 0
 
     async def oldest_job_seq(self, server: str, session: str, after: int = 0) -> int | None:
         """Stream number of the oldest job of the session on the server that has not ended; None if there is none.
 
         Numbers up to `after` are left out: an acknowledgement takes a moment to remove its job.
         """
+        oldest = await self._next_in_queue(subjects.jobs(server, session), after)
+        return oldest.seq if oldest else None
+
+    async def _next_in_queue(self, subject: str, after: int) -> RawStreamMsg | None:
         with translated("reading the queue"):
-            subject = subjects.jobs(server, session)
             try:
-                msg = await self._js.get_msg(JOBS, seq=after + 1, subject=subject, direct=True, next=True)
+                return await self._js.get_msg(JOBS, seq=after + 1, subject=subject, direct=self.one_replica, next=True)
             except nats.js.errors.NotFoundError:
                 return None
-        return msg.seq
 
     async def queue_depth(self, server: str) -> tuple[int, int]:
         """How many jobs of a server wait, and how many are with a worker."""
@@ -209,100 +226,6 @@ class Bus(Buckets):
                 return 0, 0
         return info.num_pending or 0, info.num_ack_pending or 0
 
-    # --- events ---------------------------------------------------------------------------------------
-
-    async def publish_event(self, event: Event, *, expected: int, msg_id: str | None = None) -> int:
-        """Store one event behind number `expected` of its job (0: the first after `queued`). Returns its number.
-
-        With a `msg_id` a repeated publish of the same event is answered with the first one's number.
-
-        Raises:
-            Fenced: if the job's last event is another one.
-            PayloadTooLarge: if the event exceeds what the store takes in one message.
-            StoreUnavailable: if the store did not confirm.
-        """
-        subject = _subject_of(event)
-        payload = event.encode()
-        if len(payload) > self.max_event_bytes:
-            raise PayloadTooLarge(len(payload), self.max_event_bytes)
-        message_headers = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(expected)}
-        if msg_id:
-            message_headers[headers.MSG_ID] = msg_id
-        with translated(f"storing event {event.type}"):
-            try:
-                return await (await self._publisher.send(subject, payload, message_headers)).seq()
-            except nats.js.errors.APIError as exc:
-                if exc.err_code in WRONG_LAST_SEQUENCE:
-                    if msg_id and (seq := await self._last_stored_as(subject, msg_id)):
-                        return seq
-                    raise Fenced(subject, expected) from exc
-                raise
-
-    async def _last_stored_as(self, subject: str, msg_id: str) -> int | None:
-        """Number of the subject's last message if it has that id: nats-server 2.15 looks at the fence before the id."""
-        try:
-            msg = await self._js.get_last_msg(SESSIONS, subject)
-        except nats.js.errors.NotFoundError:
-            return None  # past the resume window
-        return msg.seq if (msg.headers or {}).get(headers.MSG_ID) == msg_id else None
-
-    async def last_event(self, session: str, job: str) -> StoredEvent | None:
-        """The newest event of a job, None if there is none (never was, or past the resume window)."""
-        newest = await self._last_of(subjects.event(session, job))
-        return newest or await self.queued_event(session, job)
-
-    async def queued_event(self, session: str, job: str) -> StoredEvent | None:
-        """The `queued` event of a job, None if there is none."""
-        return await self._last_of(subjects.queued_event(session, job))
-
-    async def _last_of(self, subject: str) -> StoredEvent | None:
-        with translated("reading an event"):
-            try:
-                msg = await self._js.get_last_msg(SESSIONS, subject, direct=True)
-            except nats.js.errors.NotFoundError:
-                return None
-        return StoredEvent(msg.seq or 0, Event.decode(msg.data or b""))
-
-    async def replay_session(
-        self, session: str, after: int, skipped: Callable[[int], None] | None = None
-    ) -> AsyncGenerator[StoredEvent]:
-        """The stored events of a session with numbers above `after`, in order, by batched direct gets.
-
-        An event that cannot be read is skipped, counted and logged; `skipped` is called with its number.
-        """
-        async for seq, msg in self._stored(SESSIONS, subjects.events_of_session(session), after + 1):
-            try:
-                event = Event.decode(msg.data)
-            except UndecodableMessage as exc:
-                metrics.EVENTS_UNDECODABLE.inc()
-                _log.warning("event skipped", session=session, seq=seq, reason=exc.message)
-                if skipped is not None:
-                    skipped(seq)
-                continue
-            metrics.EVENTS_REPLAYED.inc()
-            yield StoredEvent(seq, event)
-
-    @asynccontextmanager
-    async def subscribe_session(self, session: str, after: int) -> AsyncIterator[SessionFeed]:
-        """Follow a session from the event after number `after`: what was missed, then what comes, in order."""
-        feed = SessionFeed(self, session, after)
-        with translated("subscribing to a session"):
-            # Not flushed: the feed reads the store first, over the same connection, so the server has the
-            # subscription by then. (A flush that is cancelled ends nats-py 2.16's read loop for good.)
-            subscription = await self.client.subscribe(subjects.live_of_session(session), cb=feed.on_message)
-        self._feeds.add(feed)
-        try:
-            yield feed
-        finally:
-            self._feeds.discard(feed)
-            await self._unsubscribe(subscription)
-
-    async def stored_range(self) -> tuple[int, int]:
-        """Numbers of the oldest and the newest event of all sessions; an emptied stream has oldest = newest + 1."""
-        with translated("reading the event stream"):
-            info = await self._js.stream_info(SESSIONS)
-        return info.state.first_seq, info.state.last_seq
-
     # --- what the connection reports ------------------------------------------------------------------
 
     async def on_disconnected(self) -> None:
@@ -312,11 +235,17 @@ class Bus(Buckets):
     async def on_reconnected(self) -> None:
         """Core messages may have been missed, and all pull credit is gone."""
         _log.info("NATS connection is back", feeds=len(self._feeds))
+        self._back.set()
+        self._back = asyncio.Event()
         for feed in self._feeds:
             feed.resync()
         for consumer in self._consumers:
             consumer.reset()
         await self._restart_watchers()
+
+    async def reconnection(self) -> None:
+        """Returns after the next lost connection, when there is one again: core messages were missed meanwhile."""
+        await self._back.wait()
 
     async def on_error(self, exc: Exception) -> None:
         if isinstance(exc, nats.errors.SlowConsumerError):
@@ -326,8 +255,10 @@ class Bus(Buckets):
             _log.warning("NATS", error=f"{type(exc).__name__}: {exc}")
 
 
-def _subject_of(event: Event) -> str:
-    return (subjects.queued_event if event.type == "queued" else subjects.event)(event.session, event.job)
+def job_of(msg: RawStreamMsg) -> str:
+    """Id of the job of a message in the queue; empty if it has none that can be one."""
+    job = (msg.headers or {}).get(headers.MSG_ID, "")
+    return job if subjects.TOKEN.match(job) else ""
 
 
 @asynccontextmanager

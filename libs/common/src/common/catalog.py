@@ -65,6 +65,8 @@ class Timeouts(_Part):
     """Schedule-to-start: how long a job may wait for a worker."""
     job_ms: int | None = Field(default=None, ge=1, le=86_400_000)
     """Start-to-close; unset means the gateway's JOB_TIMEOUT_MS."""
+    heartbeat_ms: int | None = Field(default=None, ge=1, le=86_400_000)
+    """How long a running tool may tell nothing, neither progress nor output; unset means as long as it likes."""
     idle_s: float = Field(default=300.0, gt=0)
     """How long a leased container may be idle before it is removed."""
 
@@ -81,7 +83,9 @@ class ToolOverride(_Part):
 
     read_only: bool | None = None
     idempotent: bool | None = None
+    queue_s: float | None = Field(default=None, gt=0, le=86_400)
     timeout_ms: int | None = Field(default=None, ge=1, le=86_400_000)
+    heartbeat_ms: int | None = Field(default=None, ge=1, le=86_400_000)
 
 
 class ServerSpec(_Part):
@@ -117,18 +121,34 @@ class ServerSpec(_Part):
         facts = self.model_dump(include={"kind", "image", "command", "env", "secrets", "limits", "network", "runtime"})
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
+    def queue_s(self, tool: str) -> float:
+        """Schedule-to-start."""
+        return self._override(tool).queue_s or self.timeouts.queue_s
+
+    @property
+    def shortest_queue_s(self) -> float:
+        """No job of this server has to be ended for its waiting before it is this old."""
+        return min([self.timeouts.queue_s, *(each.queue_s for each in self.tools.values() if each.queue_s)])
+
     def timeout_ms(self, tool: str, default_ms: int) -> int:
-        override = self.tools.get(tool)
-        return (override.timeout_ms if override else None) or self.timeouts.job_ms or default_ms
+        """Start-to-close."""
+        return self._override(tool).timeout_ms or self.timeouts.job_ms or default_ms
+
+    def heartbeat_ms(self, tool: str) -> int | None:
+        """Heartbeat."""
+        return self._override(tool).heartbeat_ms or self.timeouts.heartbeat_ms
+
+    def _override(self, tool: str) -> ToolOverride:
+        return self.tools.get(tool, ToolOverride())
 
     def read_only(self, tool: str, annotations: dict[str, Any]) -> bool:
         """Has the tool no effect? The operator's word, else the server's hint; absent means no."""
-        override = self.tools.get(tool, ToolOverride()).read_only
+        override = self._override(tool).read_only
         return annotations.get("readOnlyHint") is True if override is None else override
 
     def idempotent(self, tool: str, annotations: dict[str, Any]) -> bool:
         """Has a second run no further effect? As `read_only`."""
-        override = self.tools.get(tool, ToolOverride()).idempotent
+        override = self._override(tool).idempotent
         return annotations.get("idempotentHint") is True if override is None else override
 
 

@@ -124,7 +124,7 @@ class JobConsumer:
                 self._wake.set()  # the job that came before took no room: unreadable, handed back, or here already
             msg = await self._arrived.get()
             try:
-                job = Job.decode(msg.data)
+                job = _job_of(msg)
             except UndecodableMessage as exc:
                 try:
                     await self._reject(msg, exc)
@@ -197,3 +197,14 @@ class JobConsumer:
     def _pause(self) -> None:
         # Jitter, so that the workers of a store that comes back do not ask in step.
         self._not_before = asyncio.get_running_loop().time() + RETRY_S * (0.5 + random.random())
+
+
+def _job_of(msg: Msg) -> Job:
+    """
+    Raises:
+        UndecodableMessage: also if it is another session's or another server's than its subject says.
+    """
+    job = Job.decode(msg.data)
+    if msg.subject != subjects.jobs(job.server, job.session):
+        raise UndecodableMessage(f"a job for {job.server} in session {job.session} under the subject {msg.subject}")
+    return job

@@ -13,6 +13,7 @@ ServiceError
 │   ├── UnknownSession          also another tenant's session: the answer does not tell which
 │   ├── UnknownJob
 │   ├── PayloadTooLarge
+│   ├── IdempotencyKeyReused    the key stands for another request
 │   └── QueueFull               the session's queue on one server is at its limit
 ├── UnavailableError            nobody's fault for good; repeating later may work
 │   ├── StoreUnavailable        NATS or JetStream does not answer
@@ -143,6 +144,18 @@ class PayloadTooLarge(CallerError):
 
     def __init__(self, size: int, limit: int) -> None:
         super().__init__(f"{size} bytes exceed the limit of {limit} bytes", size=size, limit=limit)
+
+
+class IdempotencyKeyReused(CallerError):
+    type = "idempotency_key_reused"
+    code = 422
+    status = 422
+
+    def __init__(self, key: str, job: str) -> None:
+        super().__init__(
+            f"idempotency key {key!r} was used for job {job} with another server, tool or arguments; use a new key",
+            job=job,
+        )
 
 
 class QueueFull(CallerError):

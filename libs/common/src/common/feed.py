@@ -19,15 +19,15 @@ from common.log import get
 from common.schema import Event
 
 if TYPE_CHECKING:
-    from common.bus import Bus
+    from common.event_log import EventLog
 
 _log = get(__name__)
 
 BUFFERED_EVENTS = 256
 """Live events held for a client that reads slowly; beyond it the feed reads from the store."""
 REPLAY_RETRY_S = 0.25
-REPLICA_LAG_S = 2.0
-"""How long an event seen live may be missing from the replica that answers a read."""
+LEADER_LAG_S = 2.0
+"""How long an event seen live may be unknown to whoever answers as the stream's leader."""
 
 
 class StoredEvent(NamedTuple):
@@ -45,7 +45,7 @@ class StoredEvent(NamedTuple):
 class SessionFeed:
     """Iterate to get events. Made by `Bus.subscribe_session()`, for one reader."""
 
-    def __init__(self, bus: Bus, session: str, after: int) -> None:
+    def __init__(self, bus: EventLog, session: str, after: int) -> None:
         self._bus = bus
         self._session = session
         self._delivered = after
@@ -76,7 +76,7 @@ class SessionFeed:
         while True:
             if self._behind and self._buffer.empty():
                 self._behind = False  # from here on live messages are buffered again
-                async for stored in self._read_store(upto=self._newest):
+                async for stored in self._read_store(seen=self._newest):
                     yield stored
                 continue
             item = await self._buffer.get()
@@ -97,22 +97,25 @@ class SessionFeed:
                 continue
             yield StoredEvent(seq, event)
 
-    async def _read_store(self, upto: int) -> AsyncGenerator[StoredEvent]:
-        """Everything after the last delivered event, at least to number `upto`, which was seen live.
+    async def _read_store(self, seen: int) -> AsyncGenerator[StoredEvent]:
+        """Everything after the last delivered event, at least to the session's newest as the stream's leader has it.
 
-        Waits out a store that is away. A replica that lags is asked again for a while; then number `upto` is
-        taken to have been deleted.
+        A replica that answers may be behind, so it is asked again until it has that one. Number `seen` was seen live:
+        if even the leader does not know it any more, it is waited for a moment and then taken to have been deleted.
+        Waits out a store that is away.
         """
-        lag_until = asyncio.get_running_loop().time() + REPLICA_LAG_S
+        lag_until = asyncio.get_running_loop().time() + LEADER_LAG_S
         while True:
             try:
+                newest = await self._bus.newest_event_seq(self._session)
                 async for stored in self._bus.replay_session(self._session, self._delivered, self._skip):
                     self._delivered = stored.seq
                     yield stored
-                if self._delivered >= upto or asyncio.get_running_loop().time() > lag_until:
+                late = asyncio.get_running_loop().time() > lag_until
+                if self._delivered >= newest and (self._delivered >= seen or late):
                     return
             except StoreUnavailable as exc:
-                lag_until = asyncio.get_running_loop().time() + REPLICA_LAG_S
+                lag_until = asyncio.get_running_loop().time() + LEADER_LAG_S
                 _log.info("replay waits for the store", session=self._session, reason=exc.message)
             await asyncio.sleep(REPLAY_RETRY_S)
 

@@ -8,7 +8,7 @@ tests/golden/.
 from __future__ import annotations
 
 import time
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,7 +17,10 @@ from common.errors import UndecodableMessage
 
 VERSION: Final = 1
 
-EventType = Literal["queued", "started", "progress", "output", "result"]
+MAX_TIMEOUT_MS: Final = 86_400_000
+"""A day: what the catalog allows at most."""
+
+EventType = Literal["queued", "started", "progress", "output", "retrying", "cancelling", "result"]
 """What happened to a job. `result` is the terminal event; there is exactly one."""
 
 Outcome = Literal["succeeded", "failed", "cancelled", "timed_out", "outcome_unknown", "dead_lettered"]
@@ -90,28 +93,35 @@ def _nearest(value: Any) -> Any:
     return value
 
 
+Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+"""Something that stands in a subject, as `common.subjects.TOKEN`; pydantic's $ matches at the very end only."""
+
+
 class Job(Message):
     """One request to a server in a session; the unit of queueing. Subject: `jobs.<server>.<session>`."""
 
-    id: str
-    session: str
+    id: Id
+    session: Id
     tenant: str
-    server: str
-    tool: str
+    server: Id
+    tool: str = Field(max_length=256)
     arguments: dict[str, Any]
     meta: dict[str, Any] = Field(default_factory=dict)
     """The caller's `_meta`, handed to the tool as it is."""
     created_ms: int
     start_by_ms: int
     """Schedule-to-start: after this moment the job ends `timed_out` instead of starting."""
-    timeout_ms: int
+    timeout_ms: int = Field(ge=1, le=MAX_TIMEOUT_MS)
     """Start-to-close: how long one attempt may run."""
+    heartbeat_ms: int | None = Field(default=None, ge=1, le=MAX_TIMEOUT_MS)
+    """Heartbeat: how long the running tool may tell nothing, neither progress nor output; None asks for none."""
 
 
 class Event(_Telling):
     """One stored reply message of a job; its number is the stream's.
 
-    Subject: `sessions.<session>.<job>`, and `sessions.<session>.<job>.queued` for the `queued` event.
+    Subject: `sessions.<session>.<job>`. Below it, with subjects of their own: `queued`, `cancelling` (`.cancel`), and
+    the `progress` of a job that waits (`.waiting`).
     """
 
     job: str
@@ -144,6 +154,21 @@ class SessionRecord(Message):
 
     tenant: str
     created_ms: int
+
+
+class IdempotencyRecord(Message):
+    """Which job a client's idempotency key stands for. KV `idempotency`, key `<session>.<hash of the key>`."""
+
+    job: str
+    fingerprint: str
+    """Of server, tool and arguments: the same key with others is refused."""
+    created_ms: int
+
+
+class RoleRecord(Message):
+    """Who does what only one process may do. KV `roles`, key `<role>`, TTL."""
+
+    holder: str
 
 
 class LeaseRecord(Message):

@@ -33,6 +33,8 @@ SERVERS_BUCKET: Final = "servers"
 TOOLS_BUCKET: Final = "tools"
 LEASES_BUCKET: Final = "leases"
 SESSIONS_BUCKET: Final = "sessions"
+IDEMPOTENCY_BUCKET: Final = "idempotency"
+ROLES_BUCKET: Final = "roles"
 
 _GIB: Final = 1024**3
 _HOUR_S: Final = 3600.0
@@ -46,15 +48,17 @@ class Limits:
     """Jobs of one session that may wait or run on one server; the next one is refused by the store."""
     resume_window_s: float = _HOUR_S
     """How long an event can be replayed."""
-    job_retention_s: float = 24 * _HOUR_S
-    """Backstop age of a job message. The queue deadline itself is in the job: a stream's max_age would also
-    drop jobs that run (docs/adr/0003)."""
+    job_retention_s: float = 7 * 24 * _HOUR_S
+    """Backstop age of a job message, above a day in the queue and three attempts of a day each. The queue deadline
+    itself is in the job: a stream's max_age would also drop jobs that run (docs/adr/0003)."""
     session_ttl_s: float = 24 * _HOUR_S
     """How long a session is known after it was last opened or used."""
     lease_ttl_s: float = 30.0
     """After this long without a renewal a lease is free."""
     lease_memory_s: float = _HOUR_S
     """How long a lapsed lease is remembered, so that the next call can say `state_lost`."""
+    role_memory_s: float = 60.0
+    """How long a lapsed role is remembered; for nothing but that the bucket stays small."""
     replicas: int = 1
 
 
@@ -104,6 +108,8 @@ def stream_configs(limits: Limits) -> list[StreamConfig]:
         _bucket_config(TOOLS_BUCKET, limits),
         _bucket_config(LEASES_BUCKET, limits, marker_ttl_s=limits.lease_memory_s),
         _bucket_config(SESSIONS_BUCKET, limits, max_age_s=limits.session_ttl_s),
+        _bucket_config(IDEMPOTENCY_BUCKET, limits, max_age_s=limits.resume_window_s),
+        _bucket_config(ROLES_BUCKET, limits, marker_ttl_s=limits.role_memory_s),
     ]
 
 

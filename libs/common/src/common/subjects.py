@@ -20,9 +20,10 @@ SERVER_NAME: Final = re.compile(r"^[a-z0-9][a-z0-9_-]{0,31}\Z")
 ALL_JOBS: Final = "jobs.*.*"
 ALL_EVENTS: Final = "sessions.>"
 ALL_DEAD: Final = "dead.*.*"
-ALL_CANCELS: Final = "cancel.*.*"
 ALL_CLOSES: Final = "close.*"
 ALL_LIVE: Final = "live.>"
+ALL_LIVE_CANCELS: Final = "live.*.*.cancel"
+ALL_QUEUED_EVENTS: Final = "sessions.*.*.queued"
 
 
 def new_session_id() -> str:
@@ -73,6 +74,16 @@ def queued_event(session: str, job: str) -> str:
     return f"sessions.{session}.{job}.queued"
 
 
+def waiting_event(session: str, job: str) -> str:
+    """How far a job has come in its queue: told by the gateways, beside the worker's events."""
+    return f"sessions.{session}.{job}.waiting"
+
+
+def cancel_event(session: str, job: str) -> str:
+    """That a client has asked for the end of a job: told by the gateways, beside the worker's events."""
+    return f"sessions.{session}.{job}.cancel"
+
+
 def events_of_session(session: str) -> str:
     return f"sessions.{session}.>"
 
@@ -83,10 +94,6 @@ def live_of_session(session: str) -> str:
 
 def dead(server: str, session: str) -> str:
     return f"dead.{server}.{session}"
-
-
-def cancel(session: str, job: str) -> str:
-    return f"cancel.{session}.{job}"
 
 
 def close(session: str) -> str:
@@ -115,6 +122,10 @@ def bucket_key(bucket: str, key: str) -> str:
 
 def lease_key(session: str, server: str) -> str:
     return f"{session}.{server}"
+
+
+def idempotency_key(session: str, digest: str) -> str:
+    return f"{session}.{digest}"
 
 
 def micro_stats(service: str) -> str:

@@ -39,6 +39,8 @@ class Resource(NamedTuple):
     method: str
     status: int = 200
     has_body: bool = False
+    header: tuple[str, str] | None = None
+    """A header that stands for a param: the names of both."""
 
 
 RESOURCES: Final = (
@@ -46,7 +48,7 @@ RESOURCES: Final = (
     Resource("DELETE", "/sessions/{session}", "session/close"),
     Resource("GET", "/servers", "servers/list"),
     Resource("GET", "/servers/{server}/tools", "tools/list"),
-    Resource("POST", "/sessions/{session}/jobs", "tools/call", 202, has_body=True),
+    Resource("POST", "/sessions/{session}/jobs", "tools/call", 202, True, ("Idempotency-Key", "idempotencyKey")),
     Resource("GET", "/sessions/{session}/jobs/{job}", "job/get"),
     Resource("DELETE", "/sessions/{session}/jobs/{job}", "job/cancel", 202),
     Resource("GET", "/status", "status/get"),
@@ -75,6 +77,8 @@ class HttpDoor:
                 if name in params:
                     raise InvalidParams("invalid params", [{"path": f"$.{name}", "message": "stands in the path"}])
                 params[name] = value
+            if resource.header:
+                _add_header(request, *resource.header, params)
             result = await self._methods.call(_caller(request), resource.method, params)
             return Response(encode_json(result), resource.status, media_type="application/json")
 
@@ -136,6 +140,14 @@ async def _body(request: Request, limit: int) -> bytes:
         if len(body) > limit:
             raise PayloadTooLarge(len(body), limit)
     return bytes(body)
+
+
+def _add_header(request: Request, header: str, param: str, params: dict[str, Any]) -> None:
+    value = request.headers.get(header)
+    if value is None:
+        return
+    if params.setdefault(param, value) != value:
+        raise InvalidParams("invalid params", [{"path": f"$.{param}", "message": f"differs from the header {header}"}])
 
 
 def _caller(request: Request) -> Caller:

@@ -9,9 +9,11 @@ from common import metrics, subjects
 from common.bus import Bus
 from common.errors import Fenced, InvalidArguments, PayloadTooLarge, StoreUnavailable, UnknownJob
 from common.feed import StoredEvent
+from common.job_state import Signal, State, state_after, step
 from common.log import get
 from common.schema import Event, Job, now_ms
 from gateway.catalog_view import CatalogView
+from gateway.idempotency import claim, fingerprint
 from gateway.store import Store
 
 _log = get(__name__)
@@ -20,6 +22,9 @@ MESSAGE_HEADERS_BYTES: Final = 4_096
 """Kept free for the headers of a job's message, which count towards NATS's max_payload."""
 CHECKED_IN_PLACE_BYTES: Final = 16_384
 """A job above this is held to its tool's schema in a thread: jsonschema takes about a second for a megabyte."""
+HALF_ACCEPTED_MS: Final = 60_000
+"""A job this young is stored once more when its call is repeated; below the store's own memory of ids (120 s)."""
+CANCEL_TRIES: Final = 5
 OUTCOME_FIELDS: Final = ("outcome", "result", "error", "timings")
 
 
@@ -41,10 +46,12 @@ class Jobs:
         arguments: dict[str, Any],
         meta: dict[str, Any],
         traceparent: str | None,
+        idempotency_key: str | None = None,
     ) -> dict[str, Any]:
         """Accept a call: when this returns the store has it, and exactly one `result` event will follow.
 
         Raises:
+            IdempotencyKeyReused: if the key stands for another call of the session.
             UnknownServer, ServerNotReady, UnknownTool, InvalidArguments: nothing was stored.
             PayloadTooLarge: if it exceeds what one message of the store can hold.
             QueueFull: if the session has as many jobs on that server as it may.
@@ -64,8 +71,9 @@ class Jobs:
             arguments=arguments,
             meta=meta,
             created_ms=now,
-            start_by_ms=now + int(spec.timeouts.queue_s * 1000),
+            start_by_ms=now + int(spec.queue_s(tool) * 1000),
             timeout_ms=spec.timeout_ms(tool, self._default_timeout_ms),
+            heartbeat_ms=spec.heartbeat_ms(tool),
         )
         size = _size(job)
         limit = bus.max_payload - MESSAGE_HEADERS_BYTES
@@ -75,8 +83,20 @@ class Jobs:
             await asyncio.to_thread(tools.check, tool, arguments)
         else:
             tools.check(tool, arguments)
-        seq = await bus.enqueue_job(job, traceparent)
-        return {"job": job.id, "seq": seq}
+        if idempotency_key is not None:
+            return await self._call_once(bus, job, idempotency_key, traceparent)
+        return {"job": job.id, "seq": await bus.enqueue_job(job, traceparent)}
+
+    async def _call_once(self, bus: Bus, job: Job, key: str, traceparent: str | None) -> dict[str, Any]:
+        """Accept a job unless the key stands for one that was."""
+        print_ = fingerprint(job.server, job.tool, job.arguments)
+        id_, is_new = await claim(bus, job.session, key, print_)
+        known = None if is_new else await bus.queued_event(job.session, id_)
+        if known is not None and job.created_ms - known.event.time_ms > HALF_ACCEPTED_MS:
+            return {"job": id_, "seq": known.seq}
+        # New, or so young that whoever accepted it may have died half-way: the store keeps one of it in any case.
+        seq = await bus.enqueue_job(job.model_copy(update={"id": id_}), traceparent)
+        return {"job": id_, "seq": seq}
 
     async def get(self, session: str, job: str) -> dict[str, Any]:
         """The job as its newest event tells it.
@@ -124,19 +144,21 @@ class Jobs:
     async def _cancel(self, session: str, job: str) -> tuple[str, bool]:
         """The job's state after the attempt, and whether there was something to cancel."""
         bus = self._store.bus
-        newest = await _newest(bus, session, job)
-        if newest.event.type == "queued":
+        for _ in range(CANCEL_TRIES):
+            newest = await _newest(bus, session, job)
+            transition = step(state_after(newest.event.type), Signal.CANCEL)
+            if transition.stores is None:
+                return newest.event.type, False
+            if transition.to is State.RUNNING:
+                # Its worker ends it, when it has proof that nothing of it runs.
+                await bus.request_cancel(session, job, newest.event.attempt)
+                return newest.event.type, True
             try:
-                await _end_queued(bus, newest)
+                await _end_waiting(bus, newest)
             except Fenced:
-                # A worker's `started` came first: the fence decided, and the worker ends the job.
-                newest = await _newest(bus, session, job)
-            else:
-                return "result", True
-        if newest.event.terminal:
-            return newest.event.type, False
-        await bus.publish(subjects.cancel(session, job))
-        return newest.event.type, True
+                continue  # a worker's event came first: the fence has decided
+            return "result", True
+        raise StoreUnavailable(f"job {job} changes too fast to be cancelled: try again")
 
 
 def _size(job: Job) -> int:
@@ -164,13 +186,13 @@ async def _queued(bus: Bus, session: str, job: str) -> Event | None:
     return queued.event if queued else None
 
 
-async def _end_queued(bus: Bus, queued: StoredEvent) -> None:
-    """Store `cancelled` as the first event after `queued`, then take the job out of the queue.
+async def _end_waiting(bus: Bus, newest: StoredEvent) -> None:
+    """Store `cancelled` behind the newest event of a job that does not run, then take it out of the queue.
 
     Raises:
         Fenced: if another event came in between.
     """
-    event = queued.event
+    event = newest.event
     end = Event(
         job=event.job,
         session=event.session,
@@ -179,8 +201,11 @@ async def _end_queued(bus: Bus, queued: StoredEvent) -> None:
         time_ms=now_ms(),
         data={"outcome": "cancelled"},
     )
-    await bus.publish_event(end, expected=queued.fence)
-    server = event.data["server"]
+    await bus.publish_event(end, expected=newest.fence, msg_id=f"{event.job}.cancelled")
+    queued = await _queued(bus, event.session, event.job)
+    if queued is None:
+        return  # past the resume window, so its server is not known; the worker that gets it will drop it
+    server = queued.data["server"]
     metrics.JOBS_ENDED.labels(server, "cancelled").inc()
     try:
         await bus.withdraw_job(server, event.session, event.job)

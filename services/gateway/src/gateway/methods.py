@@ -82,6 +82,7 @@ class CallParams(_Params):
     name: ToolName
     arguments: dict[str, Any] = Field(default_factory=dict)
     meta: dict[str, Any] = Field(default_factory=dict, alias="_meta")
+    idempotency_key: str | None = Field(default=None, min_length=1, max_length=255, alias="idempotencyKey")
 
 
 class JobParams(_Params):
@@ -141,6 +142,7 @@ class Methods:
             tool=params.name,
             arguments=params.arguments,
             meta=params.meta,
+            idempotency_key=params.idempotency_key,
             # MCP's place for it, which is the only one that a WebSocket has.
             traceparent=traceparent(params.meta.get("traceparent")) or caller.traceparent,
         )

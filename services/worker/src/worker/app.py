@@ -130,7 +130,16 @@ class WorkerApp:
         return served is not None and served.receive(delivery)
 
     async def on_cancel(self, msg: Msg) -> None:
-        self._worker.runner.cancel(msg.subject.rsplit(".", 1)[-1])
+        self._worker.runner.cancel(msg.subject.split(".")[2])
+
+    async def recheck_cancels(self) -> None:
+        """After each lost connection, look for cancels that were not heard. Runs until cancelled."""
+        while True:
+            await self._worker.bus.reconnection()
+            try:
+                await self._worker.runner.recheck_cancels()
+            except StoreUnavailable as exc:
+                _log.warning("cancels cannot be looked up", why=exc.message)
 
     async def on_close(self, msg: Msg) -> None:
         for served in self._served.values():
@@ -151,7 +160,7 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> None:
             bus=bus,
             engine=engine,
             slots=Slots(settings.worker_concurrency),
-            runner=Runner(bus, worker_id, heartbeat),
+            runner=Runner(bus, worker_id, engine, heartbeat),
             heartbeat=heartbeat,
             boot_gate=asyncio.Semaphore(settings.boots_at_once),
             labels={WORKER_LABEL: worker_id, STORE_LABEL: bus.epoch},
@@ -162,11 +171,12 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> None:
                 micro_service(bus, worker_id, app.stats, app.receive),
                 health_server(settings.health_host, settings.health_port, app.not_ready) as port,
             ):
-                await bus.client.subscribe(subjects.ALL_CANCELS, cb=app.on_cancel)
+                await bus.client.subscribe(subjects.ALL_LIVE_CANCELS, cb=app.on_cancel)
                 await bus.client.subscribe(subjects.ALL_CLOSES, cb=app.on_close)
                 loops = [
                     tasks.create_task(heartbeat.run()),
                     tasks.create_task(app.follow_catalog()),
+                    tasks.create_task(app.recheck_cancels()),
                     tasks.create_task(Reaper(bus, engine, worker_id, settings.reap_period_s).run()),
                 ]
                 _log.info("worker running", worker=worker_id, health_port=port, concurrency=settings.worker_concurrency)

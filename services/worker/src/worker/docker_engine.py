@@ -89,6 +89,13 @@ class DockerEngine:
 
     def __init__(self, docker: Docker) -> None:
         self._docker = docker
+        self._identity = ""
+
+    async def identity(self) -> str:
+        if not self._identity:
+            with _translated("asking the engine who it is"):
+                self._identity = str((await self._docker.system.info())["ID"])
+        return self._identity
 
     async def image_digest(self, image: str) -> str:
         with _translated(f"looking for image {image}"):

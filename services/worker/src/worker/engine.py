@@ -87,6 +87,9 @@ class ContainerEngine(Protocol):
     Every method raises EngineUnavailable if the engine does not answer.
     """
 
+    async def identity(self) -> str:
+        """What tells this engine from every other, for as long as its data lives. Asked for once, then known."""
+
     async def image_digest(self, image: str) -> str:
         """The image's content id, `sha256:…`.
 

@@ -4,12 +4,13 @@ ServiceError                    (common.errors)
 └── JobError                    stands in the job's `result` event, with its `outcome`
     ├── ContainerStartFailed    failed: the image, the command or the engine's answer to them
     ├── HandshakeFailed         failed: the server is no MCP server, or too slow
-    ├── ServerGone              failed: the server ended during the call
+    ├── ServerGone              outcome_unknown: the server ended during the call
     ├── ToolProtocolError       failed: the server answered with a JSON-RPC error
     ├── ResultTooLarge          failed
     ├── EngineUnavailable       failed: the Docker Engine does not answer
     ├── QueueTimeout            timed_out: schedule-to-start
     ├── JobTimeout              timed_out: start-to-close
+    ├── HeartbeatTimeout        timed_out: the tool told nothing for too long
     ├── OutcomeUnknown          outcome_unknown
     └── TooManyAttempts         dead_lettered
 PoolExhausted                   no container came free in time: the job goes back to the queue, unharmed
@@ -40,7 +41,10 @@ class HandshakeFailed(JobError):
 
 
 class ServerGone(JobError):
+    """During a call of a tool that may be repeated, or before the call reached it, another attempt follows."""
+
     type = "server_gone"
+    outcome = "outcome_unknown"
 
     def __init__(self, why: str, *, exit_code: int | None = None, oom_killed: bool = False, stderr: str = "") -> None:
         super().__init__(why, exit_code=exit_code, oom_killed=oom_killed, stderr=stderr)
@@ -88,26 +92,52 @@ class JobTimeout(JobError):
         )
 
 
+class HeartbeatTimeout(JobError):
+    type = "heartbeat_timeout"
+    outcome = "timed_out"
+
+    def __init__(self, heartbeat_ms: int) -> None:
+        super().__init__(
+            f"the tool told nothing, neither progress nor output, for {heartbeat_ms} ms and was stopped",
+            heartbeat_ms=heartbeat_ms,
+        )
+
+
 class OutcomeUnknown(JobError):
+    """The worker's own heartbeat stopped (`ACK_WAIT_S`), and nobody can tell what became of the call."""
+
     type = "outcome_unknown"
     outcome = "outcome_unknown"
 
-    def __init__(self, attempt: int, worker: str, started_ms: int) -> None:
+    def __init__(self, attempt: int, worker: str, started_ms: int, *, cancel_requested: bool = False) -> None:
+        why = (
+            "its cancel was asked for, and nobody can prove that it stopped"
+            if cancel_requested
+            else "the tool is neither read-only nor idempotent, so it was not run again"
+        )
         super().__init__(
-            f"attempt {attempt} had started on worker {worker} when that worker was lost; the tool is neither"
-            " read-only nor idempotent, so it was not run again and may or may not have taken effect",
+            f"attempt {attempt} had started on worker {worker} when that worker was lost; {why}:"
+            " it may or may not have taken effect",
             attempt=attempt,
             worker=worker,
             started_ms=started_ms,
+            cancel_requested=cancel_requested,
         )
 
 
 class TooManyAttempts(JobError):
+    """Every attempt lost its worker or its server; `cause` is the error of the last one, if that was told."""
+
     type = "too_many_attempts"
     outcome = "dead_lettered"
 
-    def __init__(self, attempts: int) -> None:
-        super().__init__(f"the job was given up on after {attempts} attempts", attempts=attempts)
+    def __init__(self, attempts: int, cause: JobError | None = None) -> None:
+        super().__init__(
+            f"the job was given up on after {attempts} attempts"
+            + (f"; the last one failed: {cause.message}" if cause else ""),
+            attempts=attempts,
+            cause=cause.as_dict() if cause else None,
+        )
 
 
 class PoolExhausted(Exception):

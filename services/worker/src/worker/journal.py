@@ -29,7 +29,8 @@ class Journal:
         self._bus = bus
         self._job = job
         self._attempt = attempt
-        self._last_seq = last_seq
+        self.last_seq = last_seq
+        """Number of the job's last event as far as it is ours."""
         self._writer = secrets.token_hex(6)
         """Part of every event's id, so that no other worker's event of the same attempt is taken for ours."""
         self._written = 0
@@ -54,7 +55,7 @@ class Journal:
         wait_s = RETRY_MIN_S
         while True:
             try:
-                self._last_seq = await self._bus.publish_event(event, expected=self._last_seq, msg_id=msg_id)
+                self.last_seq = await self._bus.publish_event(event, expected=self.last_seq, msg_id=msg_id)
                 return
             except StoreUnavailable as exc:
                 _log.warning("event waits for the store", type=type_, reason=exc.message)

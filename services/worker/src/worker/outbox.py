@@ -22,6 +22,8 @@ class Outbox:
         self._journal = journal
         self._waiting: asyncio.Queue[tuple[EventType, dict[str, Any]] | None] = asyncio.Queue(WAITING_EVENTS)
         self._ended = False
+        self.told_at = asyncio.get_running_loop().time()
+        """When the tool last told something, or was about to begin; by the loop's clock."""
         self.first_settled = asyncio.Event()
         """Set when the first event is stored, or never will be."""
 
@@ -32,11 +34,13 @@ class Outbox:
     def progress(self, data: dict[str, Any]) -> None:
         """Never waits. A tool that reports faster than the store takes it loses reports in between: each one
         supersedes the one before."""
+        self.told_at = asyncio.get_running_loop().time()
         if self._waiting.qsize() < WAITING_EVENTS - 1:  # the last place is kept for close()
             self._waiting.put_nowait(("progress", data))
 
     async def output(self, stream: str, text: str) -> None:
         """Waits while the store is behind: so the tool is slowed instead of this process growing."""
+        self.told_at = asyncio.get_running_loop().time()
         if not self._ended:
             await self._waiting.put(("output", {"stream": stream, "text": text}))
 

@@ -1,11 +1,39 @@
-"""What to do with a delivered job, told by its last stored event alone. Pure."""
+"""What to do with a delivered job, told by what is stored of it. Pure; the rules are those of `common.job_state`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from common.feed import StoredEvent
+from common.job_state import Signal, State, state_after, step
+from common.schema import Event, Outcome
+from worker.ending import Ending
 from worker.errors import JobError, OutcomeUnknown, TooManyAttempts
+
+MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Past:
+    """What is stored of a job."""
+
+    newest: StoredEvent | None
+    """None for a job older than the resume window that never started."""
+    started: Event | None = None
+    """The `started` event of the newest attempt, where there was one."""
+    cancel_requested: bool = False
+
+    @property
+    def state(self) -> State:
+        return state_after(self.newest.event.type if self.newest else None)
+
+    @property
+    def attempt(self) -> int:
+        return self.newest.event.attempt if self.newest else 0
+
+    @property
+    def fence(self) -> int:
+        return self.newest.fence if self.newest else 0
 
 
 @dataclass(frozen=True)
@@ -22,7 +50,16 @@ class End:
 
     attempt: int
     last_seq: int
-    error: JobError
+    ending: Ending
+
+
+@dataclass(frozen=True)
+class Prove:
+    """A client wants it stopped, and the worker that ran it is lost: it ends as what can be proven of that attempt."""
+
+    attempt: int
+    last_seq: int
+    started: Event
 
 
 @dataclass(frozen=True)
@@ -30,21 +67,54 @@ class Drop:
     """It has ended already; only the acknowledgement was lost."""
 
 
-def decide(last: StoredEvent | None, *, repeatable: bool, max_attempts: int) -> Start | End | Drop:
+@dataclass(frozen=True)
+class Leave:
+    """It is another worker's: neither run nor acknowledged here."""
+
+
+Step = Start | End | Prove | Drop | Leave
+
+
+def decide(past: Past, *, repeatable: bool, now_ms: int, ack_wait_ms: int) -> Step:
     """The rule of repeats: a job that had not started runs; one that had, only if its tool may be repeated.
 
-    No event at all is a job older than the resume window that never started.
+    The store delivers a running job again only when its worker was silent for `ack_wait_ms`. So a delivery which finds
+    that an attempt began just now is older than that attempt: it waited in a process that was frozen.
     """
-    if last is None:
-        return Start(attempt=1, last_seq=0)
-    event = last.event
-    if event.terminal:
+    newest = past.newest
+    if past.state is State.ENDED:
         return Drop()
-    if event.type == "queued":
-        return Start(attempt=1, last_seq=last.fence)
+    if past.state is State.RETRYING and past.cancel_requested:
+        return End(past.attempt, past.fence, Ending(_outcome(past.state, Signal.CANCEL)))
+    if past.state is not State.RUNNING:
+        step(past.state, Signal.START)
+        return Start(past.attempt + 1, past.fence)
+    assert newest is not None
+    started = past.started or newest.event
+    if now_ms - started.time_ms < ack_wait_ms // 2:
+        return Leave()
+    if past.cancel_requested:
+        return Prove(past.attempt, newest.fence, started)
     if not repeatable:
-        worker = str(event.data.get("worker", "")) if event.type == "started" else "unknown"
-        return End(event.attempt, last.fence, OutcomeUnknown(event.attempt, worker, event.time_ms))
-    if event.attempt >= max_attempts:
-        return End(event.attempt, last.fence, TooManyAttempts(event.attempt))
-    return Start(attempt=event.attempt + 1, last_seq=last.fence)
+        step(past.state, Signal.LOSE)
+        return End(past.attempt, newest.fence, Ending.of(unknown(past.attempt, started)))
+    return after_failure(past.attempt, newest.fence, cause=None)
+
+
+def after_failure(attempt: int, last_seq: int, cause: JobError | None) -> Start | End:
+    """What follows an attempt that may be repeated: the next one, while there is one left."""
+    if attempt >= MAX_ATTEMPTS:
+        return End(attempt, last_seq, Ending.of(TooManyAttempts(attempt, cause)))
+    return Start(attempt + 1, last_seq)
+
+
+def _outcome(state: State, signal: Signal) -> Outcome:
+    outcome = step(state, signal).outcome
+    assert outcome is not None, "the signal ends the job"
+    return outcome
+
+
+def unknown(attempt: int, started: Event, *, cancel_requested: bool = False) -> OutcomeUnknown:
+    return OutcomeUnknown(
+        attempt, str(started.data.get("worker", "unknown")), started.time_ms, cancel_requested=cancel_requested
+    )

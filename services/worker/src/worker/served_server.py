@@ -60,6 +60,7 @@ class ServedServer:
         self.name = name
         self.spec = spec
         self.image_digest = ""
+        self.engine_id = ""
         self._worker = worker
         self._tasks = tasks
         self._tools: dict[str, dict[str, Any]] = {}
@@ -221,6 +222,7 @@ class ServedServer:
             wait_s = min(OFFER_RETRY_MAX_S, wait_s * 2)
 
     async def _listing(self) -> ToolListing:
+        self.engine_id = await self._worker.engine.identity()
         self.image_digest = await self._worker.engine.image_digest(self.spec.image)
         acquired = await self.pool.acquire(ACQUIRE_TIMEOUT_S)
         try:

@@ -1,0 +1,189 @@
+"""The stored events of all jobs: written behind a fence, read back, followed live.
+
+Every event of a job but three kinds goes to one subject, each behind the one before: so of two writers that both
+believe they own a job the store accepts one (docs/adr/0002). `queued`, the waiting job's position and `cancelling` have
+subjects of their own beside it: they come from elsewhere, at any time, and must not get in the way of the fence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import nats.js.errors
+from nats.aio.client import Client
+from nats.js.api import RawStreamMsg
+
+from common import headers, metrics, subjects
+from common.buckets import Buckets
+from common.errors import Fenced, PayloadTooLarge, UndecodableMessage
+from common.feed import SessionFeed, StoredEvent
+from common.log import get
+from common.nats_connection import WRONG_LAST_SEQUENCE, translated
+from common.publisher import Publisher
+from common.schema import Event, now_ms
+from common.streams import SESSIONS, Limits
+
+_log = get(__name__)
+
+
+class EventLog(Buckets):
+    """A connection with the stream SESSIONS."""
+
+    def __init__(self, client: Client, publisher: Publisher, limits: Limits) -> None:
+        super().__init__(client, publisher, limits)
+        self._feeds: set[SessionFeed] = set()
+
+    # --- writing --------------------------------------------------------------------------------------
+
+    async def publish_event(self, event: Event, *, expected: int, msg_id: str | None = None) -> int:
+        """Store one event behind number `expected` of its job (0: the first after `queued`). Returns its number.
+
+        With a `msg_id` a repeated publish of the same event is answered with the first one's number.
+
+        Events with a subject of their own (`queued`, `cancelling`, a waiting job's progress) stand behind the last one
+        there instead.
+
+        Raises:
+            Fenced: if the job's last event is another one.
+            PayloadTooLarge: if the event exceeds what the store takes in one message.
+            StoreUnavailable: if the store did not confirm.
+        """
+        subject = _subject_of(event)
+        payload = event.encode()
+        if len(payload) > self.max_event_bytes:
+            raise PayloadTooLarge(len(payload), self.max_event_bytes)
+        message_headers = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(expected)}
+        if msg_id:
+            message_headers[headers.MSG_ID] = msg_id
+        with translated(f"storing event {event.type}"):
+            try:
+                return await (await self._publisher.send(subject, payload, message_headers)).seq()
+            except nats.js.errors.APIError as exc:
+                if exc.err_code in WRONG_LAST_SEQUENCE:
+                    if msg_id and (seq := await self._last_stored_as(subject, msg_id)):
+                        return seq
+                    raise Fenced(subject, expected) from exc
+                raise
+
+    async def _last_stored_as(self, subject: str, msg_id: str) -> int | None:
+        """Number of the subject's last message if it has that id: nats-server 2.15 looks at the fence before the id."""
+        try:
+            msg = await self._js.get_last_msg(SESSIONS, subject)
+        except nats.js.errors.NotFoundError:
+            return None  # past the resume window
+        return msg.seq if (msg.headers or {}).get(headers.MSG_ID) == msg_id else None
+
+    async def request_cancel(self, session: str, job: str, attempt: int) -> bool:
+        """Keep that a client wants a running job stopped; its worker hears of it live. False if that is kept already.
+
+        It is stored, so that the cancel outlives the worker that was to obey it.
+
+        Raises:
+            StoreUnavailable: if the store did not confirm.
+        """
+        event = Event(job=job, session=session, attempt=attempt, type="cancelling", time_ms=now_ms(), data={})
+        try:
+            await self.publish_event(event, expected=0)
+        except Fenced:
+            return False
+        return True
+
+    async def publish_position(self, session: str, job: str, data: dict[str, Any], last_seq: int) -> int:
+        """Tell how far a waiting job has come, behind the report with number `last_seq`. Returns its number."""
+        event = Event(job=job, session=session, attempt=0, type="progress", time_ms=now_ms(), data=data)
+        return await self.publish_event(event, expected=last_seq)
+
+    # --- reading --------------------------------------------------------------------------------------
+
+    async def last_event(self, session: str, job: str) -> StoredEvent | None:
+        """The newest event of a job, None if there is none (never was, or past the resume window).
+
+        That a cancel was asked for, or how far the job has come in its queue, does not count.
+        """
+        newest = await self._last_of(subjects.event(session, job))
+        return newest or await self.queued_event(session, job)
+
+    async def queued_event(self, session: str, job: str) -> StoredEvent | None:
+        """The `queued` event of a job, None if there is none."""
+        return await self._last_of(subjects.queued_event(session, job))
+
+    async def cancel_requested(self, session: str, job: str) -> bool:
+        """Has a client asked for the end of a job that had started?"""
+        return await self._last_of(subjects.cancel_event(session, job)) is not None
+
+    async def newest_event_seq(self, session: str) -> int:
+        """Number of a session's newest event, 0 if it has none."""
+        newest = await self._last_message(subjects.events_of_session(session))
+        return newest.seq or 0 if newest else 0
+
+    async def _last_of(self, subject: str) -> StoredEvent | None:
+        msg = await self._last_message(subject)
+        return StoredEvent(msg.seq or 0, Event.decode(msg.data or b"")) if msg else None
+
+    async def _last_message(self, subject: str) -> RawStreamMsg | None:
+        """As the stream's leader has it: any other replica may be behind, and what is decided by it would be wrong."""
+        with translated("reading an event"):
+            try:
+                return await self._js.get_last_msg(SESSIONS, subject, direct=self.one_replica)
+            except nats.js.errors.NotFoundError:
+                return None
+
+    async def job_events(self, session: str, job: str) -> AsyncGenerator[StoredEvent]:
+        """What was stored of a job from its first `started` on, in order."""
+        async for seq, msg in self._stored(SESSIONS, subjects.event(session, job), 1):
+            try:
+                yield StoredEvent(seq, Event.decode(msg.data))
+            except UndecodableMessage as exc:
+                _log.warning("event skipped", session=session, job=job, seq=seq, reason=exc.message)
+
+    async def replay_session(
+        self, session: str, after: int, skipped: Callable[[int], None] | None = None
+    ) -> AsyncGenerator[StoredEvent]:
+        """The stored events of a session with numbers above `after`, in order, by batched direct gets.
+
+        An event that cannot be read is skipped, counted and logged; `skipped` is called with its number.
+        """
+        async for seq, msg in self._stored(SESSIONS, subjects.events_of_session(session), after + 1):
+            try:
+                event = Event.decode(msg.data)
+            except UndecodableMessage as exc:
+                metrics.EVENTS_UNDECODABLE.inc()
+                _log.warning("event skipped", session=session, seq=seq, reason=exc.message)
+                if skipped is not None:
+                    skipped(seq)
+                continue
+            metrics.EVENTS_REPLAYED.inc()
+            yield StoredEvent(seq, event)
+
+    @asynccontextmanager
+    async def subscribe_session(self, session: str, after: int) -> AsyncIterator[SessionFeed]:
+        """Follow a session from the event after number `after`: what was missed, then what comes, in order."""
+        feed = SessionFeed(self, session, after)
+        with translated("subscribing to a session"):
+            # Not flushed: the feed reads the store first, over the same connection, so the server has the
+            # subscription by then. (A flush that is cancelled ends nats-py 2.16's read loop for good.)
+            subscription = await self.client.subscribe(subjects.live_of_session(session), cb=feed.on_message)
+        self._feeds.add(feed)
+        try:
+            yield feed
+        finally:
+            self._feeds.discard(feed)
+            await self._unsubscribe(subscription)
+
+    async def stored_range(self) -> tuple[int, int]:
+        """Numbers of the oldest and the newest event of all sessions; an emptied stream has oldest = newest + 1."""
+        with translated("reading the event stream"):
+            info = await self._js.stream_info(SESSIONS)
+        return info.state.first_seq, info.state.last_seq
+
+
+def _subject_of(event: Event) -> str:
+    if event.type == "queued":
+        return subjects.queued_event(event.session, event.job)
+    if event.type == "cancelling":
+        return subjects.cancel_event(event.session, event.job)
+    if event.attempt == 0 and event.type == "progress":
+        return subjects.waiting_event(event.session, event.job)
+    return subjects.event(event.session, event.job)

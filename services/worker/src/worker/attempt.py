@@ -1,0 +1,236 @@
+"""One attempt of a job: a container, the call, and what it tells on the way to its end.
+
+`started` is stored before the tool sees the call (a read-only tool need not wait for it, docs/adr/0008). Every event is
+stored behind the one before, so that whoever has lost the job is refused by the store (docs/adr/0002).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Protocol
+
+from common.bus import Bus
+from common.catalog import ServerSpec
+from common.consumer import Delivery
+from common.errors import Fenced, PayloadTooLarge
+from common.schema import Job
+from worker.ending import Ending, Failed
+from worker.engine import UNPRIVILEGED
+from worker.errors import (
+    EngineUnavailable,
+    HeartbeatTimeout,
+    JobError,
+    JobTimeout,
+    ResultTooLarge,
+    ServerGone,
+)
+from worker.executors.contract import Call, Executor
+from worker.grip import ContainerSource, Grip
+from worker.journal import Journal
+from worker.outbox import Outbox
+from worker.pool import Acquired
+
+BEGIN_TRIES = 2
+"""A warm container may die in the moment that it is picked; nothing was handed over then, so another is tried."""
+
+
+class ServerContext(Protocol):
+    """What an attempt needs to know of the job's server."""
+
+    spec: ServerSpec
+    executor: Executor
+    image_digest: str
+    engine_id: str
+    """Both empty while no container of the server has worked."""
+
+    def repeatable(self, tool: str) -> bool: ...
+
+    def read_only(self, tool: str) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Held:
+    """A job in hand here."""
+
+    delivery: Delivery
+    picked_up_ms: int
+    cancelled: asyncio.Future[None]
+    """Done when a client wants it stopped."""
+
+    @property
+    def job(self) -> Job:
+        return self.delivery.job
+
+
+class Attempt:
+    """Made for attempt `number`, behind the event with number `last_seq`. `run()` once."""
+
+    def __init__(self, bus: Bus, worker: str, held: Held, number: int, last_seq: int) -> None:
+        self._worker = worker
+        self._held = held
+        self._job = held.job
+        self._journal = Journal(bus, held.job, number, last_seq)
+        self.timings: dict[str, float] = {}
+
+    @property
+    def last_seq(self) -> int:
+        """Number of its last event."""
+        return self._journal.last_seq
+
+    async def run(self, server: ServerContext, source: ContainerSource, *, last: bool) -> Ending | Failed:
+        """Returns when its end is stored: the job's, or (unless it is the `last`) a failure that another may follow.
+
+        Raises:
+            Fenced: if the job is another's, or has ended; nothing of it runs here any more.
+            CancelledBeforeStart: if a client has asked for its end, and nothing of this attempt ran.
+            PoolExhausted, EngineUnavailable: if there is no container now; nothing was stored.
+            JobError: if there is none at all; nothing was stored.
+        """
+        if self._held.cancelled.done():
+            raise CancelledBeforeStart
+        begun = perf_counter()
+        acquired = await source.acquire()
+        self.timings = {
+            "queue_ms": self._held.picked_up_ms - self._job.created_ms,
+            "container_ms": _since_ms(begun),
+        }
+        grip = Grip(source, acquired.container)
+        try:
+            if self._held.cancelled.done():
+                raise CancelledBeforeStart
+            begun = perf_counter()
+            end = await self._call(server, grip, self._started(acquired, server))
+            self.timings["tool_ms"] = _since_ms(begun)
+            if isinstance(end, Failed):
+                if not last:
+                    await self._journal.append("retrying", {"error": end.error.as_dict()})
+                return end
+            return await self._store_result(end, {"timings": self.timings, "ran": _ran(server, acquired)})
+        finally:
+            await grip.let_go()
+
+    def _started(self, acquired: Acquired, server: ServerContext) -> dict[str, Any]:
+        return {
+            "worker": self._worker,
+            "engine": server.engine_id,
+            "container": acquired.container.id[:12],
+            "image_digest": server.image_digest,
+            "warm": acquired.warm,
+            "state_lost": acquired.state_lost,
+        }
+
+    async def _call(self, server: ServerContext, grip: Grip, started: dict[str, Any]) -> Ending | Failed:
+        """Store `started`, put the job to the container, wait for its answer, its cancel or its timeout.
+
+        A read-only tool need not wait until `started` is stored: what it does before a refusal has no effect, and is
+        stopped.
+        """
+        outbox = Outbox(self._journal)
+        outbox.started(started)
+        end: Ending | Failed | None = None
+        async with asyncio.TaskGroup() as tasks:
+            pump = tasks.create_task(outbox.pump())
+            if not server.read_only(self._job.tool):
+                await outbox.first_settled.wait()
+            if not pump.done():
+                end = await self._answer(server, grip, outbox, pump)
+            await outbox.close()
+        if fenced := pump.result():
+            raise fenced
+        assert end is not None, "the pump ends early only when it was fenced"
+        return end
+
+    async def _answer(
+        self, server: ServerContext, grip: Grip, outbox: Outbox, pump: asyncio.Task[Fenced | None]
+    ) -> Ending | Failed:
+        try:
+            call = await self._begin(server, grip, outbox)
+        except (ServerGone, EngineUnavailable) as exc:
+            return Failed(exc)  # it did not reach a tool, so it may be repeated whatever the tool is
+        except JobError as exc:
+            return Ending.of(exc)
+        interrupted = await self._wait(call, outbox, pump)
+        if interrupted is None:
+            return await self._ending(call, server, grip)
+        if not await call.stop():
+            await grip.end()
+        # An error is the server's way to confirm that it stopped, or the container's end; an answer is an answer.
+        if call.answer.done() and call.answer.exception() is None:
+            return await self._ending(call, server, grip)
+        return interrupted
+
+    async def _begin(self, server: ServerContext, grip: Grip, outbox: Outbox) -> Call:
+        for _ in range(BEGIN_TRIES - 1):
+            try:
+                return await server.executor.begin(grip.take(), self._job, outbox)
+            except ServerGone:
+                await grip.exchange()
+        return await server.executor.begin(grip.take(), self._job, outbox)
+
+    async def _wait(self, call: Call, outbox: Outbox, pump: asyncio.Task[Fenced | None]) -> Ending | None:
+        """None when the call has ended; else why it has to be stopped."""
+        cancelled = self._held.cancelled
+        ends: set[asyncio.Future[Any]] = {call.answer, cancelled, pump}
+        loop = asyncio.get_running_loop()
+        timeout_at = loop.time() + self._job.timeout_ms / 1000
+        heartbeat_ms = self._job.heartbeat_ms
+        while True:
+            silent_at = outbox.told_at + heartbeat_ms / 1000 if heartbeat_ms else timeout_at
+            wait_s = max(0.0, min(timeout_at, silent_at) - loop.time())
+            done, _ = await asyncio.wait(ends, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            if call.answer.done():
+                return None
+            if done:
+                return Ending("cancelled")  # or fenced, where nothing is told any more
+            if loop.time() >= timeout_at:
+                return Ending.of(JobTimeout(self._job.timeout_ms))
+            if heartbeat_ms and loop.time() >= outbox.told_at + heartbeat_ms / 1000:
+                return Ending.of(HeartbeatTimeout(heartbeat_ms))
+
+    async def _ending(self, call: Call, server: ServerContext, grip: Grip) -> Ending | Failed:
+        failure = call.answer.exception()
+        if isinstance(failure, ServerGone):
+            failure = await grip.post_mortem(failure)
+            if server.repeatable(self._job.tool):
+                return Failed(failure)
+        if isinstance(failure, JobError):
+            return Ending.of(failure)
+        result = call.answer.result()
+        return Ending("failed" if result.get("isError") is True else "succeeded", result)
+
+    async def _store_result(self, ending: Ending, facts: dict[str, Any]) -> Ending:
+        """Store the terminal event; an answer that no event can hold becomes the error that says so."""
+        try:
+            await self._journal.append("result", ending.as_data() | facts)
+        except PayloadTooLarge as exc:
+            ending = Ending.of(ResultTooLarge(exc.data["size"], exc.data["limit"]))
+            await self._journal.append("result", ending.as_data() | facts)
+        return ending
+
+
+class CancelledBeforeStart(Exception):
+    """A client has asked for the end of a job whose next attempt has not begun."""
+
+
+def _since_ms(begun: float) -> float:
+    return round((perf_counter() - begun) * 1000, 3)
+
+
+def _ran(server: ServerContext, acquired: Acquired) -> dict[str, Any]:
+    """What the job ran under, so that a caller can hold us to it."""
+    spec = server.spec
+    return {
+        "image": spec.image,
+        "image_digest": server.image_digest,
+        "runtime": spec.runtime or "default",
+        "network": spec.network,
+        "user": UNPRIVILEGED,
+        "read_only": True,
+        "memory_mb": spec.limits.memory_mb,
+        "cpus": spec.limits.cpus,
+        "pids": spec.limits.pids,
+        "scope": spec.scope,
+        "warm": acquired.warm,
+    }

@@ -13,12 +13,14 @@ from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 
 import common.catalog
 import common.errors
+import common.job_errors
 import common.schema
 import gateway.problem
 import worker.errors
 from common import headers, streams, subjects
 from common.errors import CallerError, Fenced, InvalidParams, ServiceError, StreamConflict, UndecodableMessage
 from common.feed import StoredEvent
+from common.job_errors import JobError
 from common.schema import Event, EventType, Message, Outcome
 from gateway import jsonrpc
 from gateway.app import create_app
@@ -26,7 +28,6 @@ from gateway.codec import CODECS
 from gateway.http import RESOURCES
 from gateway.methods import METHODS
 from gateway.settings import GatewaySettings
-from worker.errors import JobError
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/protocol.md").read_text()
 
@@ -163,7 +164,7 @@ def test_the_outcomes_are_those_of_the_table() -> None:
 
 def errors() -> set[type[ServiceError]]:
     """Every error of the services that can be raised: those that others derive from only group them."""
-    modules = (common.errors, common.catalog, gateway.problem, worker.errors)
+    modules = (common.errors, common.job_errors, common.catalog, gateway.problem, worker.errors)
     found = {
         cls
         for module in modules
@@ -231,7 +232,7 @@ def built_subjects() -> dict[str, str]:
             spelled[name] = member
         elif inspect.isfunction(member) and member.__module__ == subjects.__name__:
             params = list(inspect.signature(member).parameters)
-            if params and name not in ("token", "lease_key", "idempotency_key"):
+            if params and name not in ("token", "lease_key", "idempotency_key", "job_of_event"):
                 given = {"service": "worker"}
                 spelled[name] = member(*(given.get(param, f"<{param}>") for param in params))
     return {name: subject for name, subject in spelled.items() if not subject.startswith(NOT_OURS)}

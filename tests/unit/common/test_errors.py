@@ -24,7 +24,8 @@ from common.errors import (
     UnknownServer,
     UnknownTool,
 )
-from worker.errors import JobError, OutcomeUnknown, ServerGone, ToolProtocolError
+from common.job_errors import JobError, OutcomeUnknown
+from worker.errors import ServerGone, ToolProtocolError
 
 GROUPS = {ServiceError, CallerError, UnavailableError, BrokenError, JobError}
 """Never raised themselves."""
@@ -86,7 +87,7 @@ def test_a_refusal_is_retryable_exactly_if_its_status_says_try_later(cls: type[S
         PayloadTooLarge(11, 10),
         Fenced("sessions", 7),
         ServerGone("it ended", exit_code=3, stderr="oops"),
-        OutcomeUnknown(2, "w-1", 1_700_000_000_000),
+        OutcomeUnknown(2, "w-1", 1_700_000_000_000, "it was not run again"),
     ],
     ids=lambda exc: type(exc).__name__,
 )

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import worker.mcp_connection
+from common.job_errors import JobError
 from tests.unit.common.bus_rig import DEADLINE_S
 from tests.unit.worker.duplexes import (
     SERVER_INFO,
@@ -28,7 +29,7 @@ from tests.unit.worker.duplexes import (
     connected,
 )
 from worker.engine import STDERR
-from worker.errors import HandshakeFailed, JobError, ServerGone, ToolProtocolError
+from worker.errors import HandshakeFailed, ServerGone, ToolProtocolError
 from worker.mcp_connection import LEGACY_VERSION, MODERN_VERSION, STDERR_LINES, McpConnection
 
 NEVER_S = 3600.0

@@ -14,8 +14,8 @@ from worker.outbox import WAITING_EVENTS, Outbox
 SESSION = make_job().session
 
 
-def outbox(bus: Bus) -> Outbox:
-    return Outbox(Journal(bus, make_job(id="j1"), attempt=1, last_seq=0))
+def outbox(bus: Bus, repeat_s: float = 60.0) -> Outbox:
+    return Outbox(Journal(bus, make_job(id="j1"), attempt=1, last_seq=0), repeat_s)
 
 
 async def stored(bus: Bus) -> list[Event]:
@@ -164,3 +164,19 @@ async def test_a_report_with_half_a_character_is_stored(bus: Bus) -> None:
         await box.close()
 
     assert [event.data["message"] for event in await stored(bus)] == ["cut \ufffd"]
+
+
+async def test_a_silent_attempt_says_again_that_it_has_started(bus: Bus) -> None:
+    """Its first `started` will be past the resume window one day; the repeats say since when."""
+    box = outbox(bus, repeat_s=0.05)
+    box.started({"worker": "w"})
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+        tasks.create_task(box.pump())
+        async with bus.subscribe_session(SESSION, 0) as feed:
+            seen = [(await anext(events)).event for events in [aiter(feed)] for _ in range(3)]
+        await box.close()
+
+    assert [event.type for event in seen] == ["started"] * 3
+    assert seen[0].data == {"worker": "w"}
+    assert seen[1].data == seen[2].data
+    assert seen[1].data["since_ms"] <= seen[1].time_ms

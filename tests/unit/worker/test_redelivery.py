@@ -6,11 +6,12 @@ from typing import get_args
 
 import pytest
 
+from common.ending import Ending
 from common.feed import StoredEvent
+from common.job_errors import OutcomeUnknown
 from common.job_state import State, state_after
 from common.schema import Event, EventType
-from worker.ending import Ending
-from worker.errors import OutcomeUnknown, ServerGone, TooManyAttempts
+from worker.errors import ServerGone, TooManyAttempts
 from worker.redelivery import MAX_ATTEMPTS, Drop, End, Leave, Past, Prove, Start, Step, after_failure, decide
 
 SEQ = 41

@@ -141,15 +141,30 @@ class Bus(EventLog):
             self._consumers.discard(consumer)
 
     async def _reject_undecodable(self, msg: Msg, fault: UndecodableMessage) -> None:
-        """Poison on arrival: keep the bytes as a dead letter, end the job if its id can be told, drop the message."""
-        _, server, session = msg.subject.split(".")
+        """Poison on arrival."""
         job_id = (msg.headers or {}).get(headers.MSG_ID, "")
+        await self._bury_unreadable(msg.subject, job_id, msg.data, msg.metadata.num_delivered, fault)
+        await msg.term()
+
+    async def bury_unreadable(self, msg: RawStreamMsg) -> None:
+        """Do with a message in the queue that cannot be read what a worker would do, if one of its server ran."""
+        try:
+            Job.decode(msg.data or b"")
+        except UndecodableMessage as fault:
+            await self._bury_unreadable(msg.subject or "", job_of(msg), msg.data or b"", 0, fault)
+            await self.delete_job(msg.seq or 0)
+
+    async def _bury_unreadable(
+        self, subject: str, job_id: str, payload: bytes, deliveries: int, fault: UndecodableMessage
+    ) -> None:
+        """Keep the bytes as a dead letter, and end the job if its id can be told."""
+        _, server, session = subject.split(".")
         letter = DeadLetter(
             job=job_id,
             reason=fault.message,
-            subject=msg.subject,
-            payload=msg.data,
-            deliveries=msg.metadata.num_delivered,
+            subject=subject,
+            payload=payload,
+            deliveries=deliveries,
             time_ms=now_ms(),
         )
         await self.dead_letter(server, session, letter)
@@ -165,7 +180,6 @@ class Bus(EventLog):
                     data={"outcome": "dead_lettered", "error": fault.as_dict()},
                 )
                 await self.publish_event(end, expected=last.fence if last else 0)
-        await msg.term()
 
     async def dead_letter(self, server: str, session: str, letter: DeadLetter) -> None:
         message_headers = {headers.MSG_ID: f"{letter.job}.{letter.deliveries}"} if letter.job else None
@@ -216,6 +230,12 @@ class Bus(EventLog):
                 return await self._js.get_msg(JOBS, seq=after + 1, subject=subject, direct=self.one_replica, next=True)
             except nats.js.errors.NotFoundError:
                 return None
+
+    async def servers_in_queue(self) -> set[str]:
+        """Servers that jobs wait or run for, whether the catalog has them or not."""
+        with translated("reading the queue"):
+            info = await self._js.stream_info(JOBS, subjects_filter=subjects.ALL_JOBS)
+        return {subject.split(".")[1] for subject in info.state.subjects or {}}
 
     async def queue_depth(self, server: str) -> tuple[int, int]:
         """How many jobs of a server wait, and how many are with a worker."""

@@ -7,8 +7,10 @@ subjects of their own beside it: they come from elsewhere, at any time, and must
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any
 
 import nats.js.errors
@@ -20,7 +22,7 @@ from common.buckets import Buckets
 from common.errors import Fenced, PayloadTooLarge, UndecodableMessage
 from common.feed import SessionFeed, StoredEvent
 from common.log import get
-from common.nats_connection import WRONG_LAST_SEQUENCE, translated
+from common.nats_connection import REQUEST_TIMEOUT_S, WRONG_LAST_SEQUENCE, translated
 from common.publisher import Publisher
 from common.schema import Event, now_ms
 from common.streams import SESSIONS, Limits
@@ -138,6 +140,27 @@ class EventLog(Buckets):
             except UndecodableMessage as exc:
                 _log.warning("event skipped", session=session, job=job, seq=seq, reason=exc.message)
 
+    async def started_event(self, session: str, job: str, attempt: int) -> Event | None:
+        """The `started` event of one attempt."""
+        found = None
+        async for stored in self.job_events(session, job):
+            if stored.event.type == "started" and stored.event.attempt == attempt:
+                found = stored.event
+        return found
+
+    async def queued_events(self, after: int) -> AsyncGenerator[StoredEvent]:
+        """The `queued` events of all sessions with numbers above `after`, in order."""
+        async for seq, msg in self._stored(SESSIONS, subjects.ALL_QUEUED_EVENTS, after + 1):
+            try:
+                yield StoredEvent(seq, Event.decode(msg.data))
+            except UndecodableMessage as exc:
+                _log.warning("event skipped", seq=seq, reason=exc.message)
+
+    async def jobs_with_events(self, jobs: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Which of these (session, job) have an event beyond `queued`; 1,024 jobs at most. A replica may be behind."""
+        found = await self._last_stored(SESSIONS, [subjects.event(session, job) for session, job in jobs])
+        return {subjects.job_of_event((msg.headers or {})[headers.SUBJECT]) for _, msg in found}
+
     async def replay_session(
         self, session: str, after: int, skipped: Callable[[int], None] | None = None
     ) -> AsyncGenerator[StoredEvent]:
@@ -171,6 +194,14 @@ class EventLog(Buckets):
         finally:
             self._feeds.discard(feed)
             await self._unsubscribe(subscription)
+
+    async def oldest_event_ms(self) -> int:
+        """When the oldest event of all sessions was stored: of what is older nothing is known."""
+        with translated("reading the event stream"):
+            answer = await self.client.request(subjects.stream_info(SESSIONS), timeout=REQUEST_TIMEOUT_S)
+        # nats-py leaves this field out.
+        first = datetime.fromisoformat(json.loads(answer.data)["state"]["first_ts"])
+        return int(first.timestamp() * 1000)
 
     async def stored_range(self) -> tuple[int, int]:
         """Numbers of the oldest and the newest event of all sessions; an emptied stream has oldest = newest + 1."""

@@ -84,6 +84,8 @@ TRANSITIONS: Final[dict[tuple[State, Signal], Transition]] = {
     (State.NEW, Signal.START): Transition(State.RUNNING, "started"),
     (State.NEW, Signal.REFUSE): _end("failed"),
     (State.NEW, Signal.EXPIRE): _end("timed_out"),
+    # Delivered again, and so old that its `started` event may be gone as well.
+    (State.NEW, Signal.LOSE): _end("outcome_unknown"),
     (State.NEW, Signal.GIVE_UP): _end("dead_lettered"),
     (State.QUEUED, Signal.START): Transition(State.RUNNING, "started"),
     (State.QUEUED, Signal.REFUSE): _end("failed"),

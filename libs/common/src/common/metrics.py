@@ -21,6 +21,7 @@ EVENTS_SENT: Final = Counter("events_sent_total", "Events sent to clients.")
 EVENTS_REPLAYED: Final = Counter("events_replayed_total", "Events read back from the store for a client.")
 EVENTS_UNDECODABLE: Final = Counter("events_undecodable_total", "Stored events that could not be read.")
 
+JOBS_SWEPT: Final = Counter("jobs_swept_total", "Jobs that no worker could end any more.", ["outcome"])
 JOBS_ENDED: Final = Counter("jobs_ended_total", "Jobs by their outcome.", ["server", "outcome"])
 JOBS_RUNNING: Final = Gauge("jobs_running", "Jobs that hold a slot of this worker.", ["server"])
 JOBS_HANDED_BACK: Final = Counter("jobs_handed_back_total", "Deliveries returned to the queue.", ["server"])

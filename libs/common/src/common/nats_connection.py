@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -135,19 +135,28 @@ class NatsConnection:
         """Every stored message of a subject from number `first` on, with its number."""
         more = True
         while more:
-            batch, more = await self._direct_get_batch(stream, subject, first)
+            request = {
+                "seq": first,
+                "next_by_subj": subject,
+                "batch": REPLAY_BATCH,
+                "max_bytes": REPLAY_BATCH_BYTES,
+            }
+            batch, more = await self._direct_get_batch(stream, request)
             for seq, msg in batch:
                 yield seq, msg
                 first = seq + 1
 
-    async def _direct_get_batch(self, stream: str, subject: str, first: int) -> tuple[list[tuple[int, Msg]], bool]:
-        """One batch of stored messages from number `first` on, without a consumer (NATS ADR-31); are there more?"""
-        request = {
-            "seq": first,
-            "next_by_subj": subject,
-            "batch": REPLAY_BATCH,
-            "max_bytes": REPLAY_BATCH_BYTES,
-        }
+    async def _last_stored(self, stream: str, of_subjects: Sequence[str]) -> list[tuple[int, Msg]]:
+        """The last message of each subject that has one, with its number; 1,024 subjects at most."""
+        request = {"multi_last": list(of_subjects), "batch": len(of_subjects)}
+        found, _ = await self._direct_get_batch(stream, request)
+        return found
+
+    async def _direct_get_batch(self, stream: str, request: dict[str, Any]) -> tuple[list[tuple[int, Msg]], bool]:
+        """Stored messages without a consumer (NATS ADR-31), with their numbers; and whether there are more.
+
+        Any replica may answer, also one that is behind.
+        """
         inbox = self.client.new_inbox()
         found: list[tuple[int, Msg]] = []
         ended: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()

@@ -36,6 +36,10 @@ def new_job_id() -> str:
     return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(6)}"
 
 
+def new_gateway_id() -> str:
+    return f"g-{secrets.token_hex(4)}"
+
+
 def new_worker_id() -> str:
     return f"w-{secrets.token_hex(4)}"
 
@@ -67,6 +71,12 @@ def jobs_of_session(session: str) -> str:
 
 def event(session: str, job: str) -> str:
     return f"sessions.{session}.{job}"
+
+
+def job_of_event(subject: str) -> tuple[str, str]:
+    """Session and job of an event's subject."""
+    _, session, job = subject.split(".")[:3]
+    return session, job
 
 
 def queued_event(session: str, job: str) -> str:
@@ -106,6 +116,10 @@ def handoff(worker: str) -> str:
 
 def pull_request(stream: str, consumer: str) -> str:
     return f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+
+
+def stream_info(stream: str) -> str:
+    return f"$JS.API.STREAM.INFO.{stream}"
 
 
 def direct_get(stream: str) -> str:

@@ -25,6 +25,7 @@ from gateway.sessions import Sessions
 from gateway.settings import GatewaySettings
 from gateway.status import Status
 from gateway.store import Store
+from gateway.sweeper import Sweeper
 from gateway.unread_body import UnreadBody
 from gateway.websocket import WebSocketDoor
 
@@ -60,6 +61,7 @@ class Gateway:
             background = {
                 tasks.create_task(self._hold_store()),
                 tasks.create_task(self.connections.drain_when_told()),
+                tasks.create_task(Sweeper(self.store, self.catalog, self.settings.sweep_period_s).run()),
             }
             yield
             await _end(background)

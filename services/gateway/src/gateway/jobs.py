@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-from common import metrics, subjects
+from common import subjects
 from common.bus import Bus
+from common.ending import Ending
 from common.errors import Fenced, InvalidArguments, PayloadTooLarge, StoreUnavailable, UnknownJob
 from common.feed import StoredEvent
 from common.job_state import Signal, State, state_after, step
@@ -14,6 +15,7 @@ from common.log import get
 from common.schema import Event, Job, now_ms
 from gateway.catalog_view import CatalogView
 from gateway.idempotency import claim, fingerprint
+from gateway.job_end import end_job
 from gateway.store import Store
 
 _log = get(__name__)
@@ -193,20 +195,11 @@ async def _end_waiting(bus: Bus, newest: StoredEvent) -> None:
         Fenced: if another event came in between.
     """
     event = newest.event
-    end = Event(
-        job=event.job,
-        session=event.session,
-        attempt=event.attempt,
-        type="result",
-        time_ms=now_ms(),
-        data={"outcome": "cancelled"},
-    )
-    await bus.publish_event(end, expected=newest.fence, msg_id=f"{event.job}.cancelled")
     queued = await _queued(bus, event.session, event.job)
-    if queued is None:
-        return  # past the resume window, so its server is not known; the worker that gets it will drop it
-    server = queued.data["server"]
-    metrics.JOBS_ENDED.labels(server, "cancelled").inc()
+    server = queued.data["server"] if queued else ""
+    await end_job(bus, event.session, event.job, server, newest, Ending("cancelled"))
+    if not server:
+        return  # past the resume window; the worker that gets it will drop it
     try:
         await bus.withdraw_job(server, event.session, event.job)
     except StoreUnavailable as exc:

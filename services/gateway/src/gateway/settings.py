@@ -45,6 +45,8 @@ class GatewaySettings(BusSettings):
     """How often a WebSocket is pinged: keeps idle connections alive in what lies between."""
     event_stream_ping_interval_s: float = Field(default=15, gt=0)
     """How often a comment is sent on a Server-Sent Events stream."""
+    sweep_period_s: float = Field(default=2, gt=0)
+    """Between two looks for jobs that nobody takes; one gateway of all looks."""
     drain_timeout_s: float = Field(default=10, gt=0)
     """From SIGTERM to the moment when connections that are still open are cut."""
 

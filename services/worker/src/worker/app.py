@@ -18,11 +18,12 @@ from common.bus import Bus, connect
 from common.catalog import ServerSpec
 from common.consumer import Delivery
 from common.errors import StoreUnavailable
+from common.job_errors import JobError
 from common.lifecycle import Budget
 from common.log import get
 from common.schema import ToolListing, now_ms
 from worker.docker_engine import open_docker_engine
-from worker.errors import EngineUnavailable, JobError
+from worker.errors import EngineUnavailable
 from worker.heartbeat import Heartbeat
 from worker.presence import health_server, micro_service
 from worker.reaper import STORE_LABEL, WORKER_LABEL, Reaper, sweep

@@ -14,24 +14,20 @@ from typing import Any, Protocol
 from common.bus import Bus
 from common.catalog import ServerSpec
 from common.consumer import Delivery
+from common.ending import Ending
 from common.errors import Fenced, PayloadTooLarge
+from common.job_errors import JobError
 from common.schema import Job
-from worker.ending import Ending, Failed
 from worker.engine import UNPRIVILEGED
-from worker.errors import (
-    EngineUnavailable,
-    HeartbeatTimeout,
-    JobError,
-    JobTimeout,
-    ResultTooLarge,
-    ServerGone,
-)
+from worker.errors import EngineUnavailable, HeartbeatTimeout, JobTimeout, ResultTooLarge, ServerGone
 from worker.executors.contract import Call, Executor
 from worker.grip import ContainerSource, Grip
 from worker.journal import Journal
 from worker.outbox import Outbox
 from worker.pool import Acquired
 
+STARTED_REPEATS = 3
+"""How often in a resume window a silent attempt says again that it has started."""
 BEGIN_TRIES = 2
 """A warm container may die in the moment that it is picked; nothing was handed over then, so another is tried."""
 
@@ -48,6 +44,13 @@ class ServerContext(Protocol):
     def repeatable(self, tool: str) -> bool: ...
 
     def read_only(self, tool: str) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Nothing of the attempt runs any more, and the job may be run again."""
+
+    error: JobError
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Attempt:
     """Made for attempt `number`, behind the event with number `last_seq`. `run()` once."""
 
     def __init__(self, bus: Bus, worker: str, held: Held, number: int, last_seq: int) -> None:
+        self._bus = bus
         self._worker = worker
         self._held = held
         self._job = held.job
@@ -127,7 +131,7 @@ class Attempt:
         A read-only tool need not wait until `started` is stored: what it does before a refusal has no effect, and is
         stopped.
         """
-        outbox = Outbox(self._journal)
+        outbox = Outbox(self._journal, self._bus.limits.resume_window_s / STARTED_REPEATS)
         outbox.started(started)
         end: Ending | Failed | None = None
         async with asyncio.TaskGroup() as tasks:

@@ -1,31 +1,23 @@
-"""How a job can end other than by the tool's answer.
+"""How a job can end on a worker other than by the tool's answer.
 
-ServiceError                    (common.errors)
-└── JobError                    stands in the job's `result` event, with its `outcome`
-    ├── ContainerStartFailed    failed: the image, the command or the engine's answer to them
-    ├── HandshakeFailed         failed: the server is no MCP server, or too slow
-    ├── ServerGone              outcome_unknown: the server ended during the call
-    ├── ToolProtocolError       failed: the server answered with a JSON-RPC error
-    ├── ResultTooLarge          failed
-    ├── EngineUnavailable       failed: the Docker Engine does not answer
-    ├── QueueTimeout            timed_out: schedule-to-start
-    ├── JobTimeout              timed_out: start-to-close
-    ├── HeartbeatTimeout        timed_out: the tool told nothing for too long
-    ├── OutcomeUnknown          outcome_unknown
-    └── TooManyAttempts         dead_lettered
+JobError                        (common.job_errors) stands in the job's `result` event, with its `outcome`
+├── ContainerStartFailed        failed: the image, the command or the engine's answer to them
+├── HandshakeFailed             failed: the server is no MCP server, or too slow
+├── ServerGone                  outcome_unknown: the server ended during the call
+├── ToolProtocolError           failed: the server answered with a JSON-RPC error
+├── ResultTooLarge              failed
+├── EngineUnavailable           failed: the Docker Engine does not answer
+├── JobTimeout                  timed_out: start-to-close
+├── HeartbeatTimeout            timed_out: the tool told nothing for too long
+└── TooManyAttempts             dead_lettered
 PoolExhausted                   no container came free in time: the job goes back to the queue, unharmed
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-from common.errors import ServiceError
-from common.schema import Outcome
-
-
-class JobError(ServiceError):
-    outcome: ClassVar[Outcome] = "failed"
+from common.job_errors import JobError
 
 
 class ContainerStartFailed(JobError):
@@ -73,15 +65,6 @@ class EngineUnavailable(JobError):
     retryable = True
 
 
-class QueueTimeout(JobError):
-    type = "queue_timeout"
-    outcome = "timed_out"
-    retryable = True
-
-    def __init__(self, waited_ms: int) -> None:
-        super().__init__(f"the job waited {waited_ms} ms for a worker and did not start", waited_ms=waited_ms)
-
-
 class JobTimeout(JobError):
     type = "job_timeout"
     outcome = "timed_out"
@@ -100,28 +83,6 @@ class HeartbeatTimeout(JobError):
         super().__init__(
             f"the tool told nothing, neither progress nor output, for {heartbeat_ms} ms and was stopped",
             heartbeat_ms=heartbeat_ms,
-        )
-
-
-class OutcomeUnknown(JobError):
-    """The worker's own heartbeat stopped (`ACK_WAIT_S`), and nobody can tell what became of the call."""
-
-    type = "outcome_unknown"
-    outcome = "outcome_unknown"
-
-    def __init__(self, attempt: int, worker: str, started_ms: int, *, cancel_requested: bool = False) -> None:
-        why = (
-            "its cancel was asked for, and nobody can prove that it stopped"
-            if cancel_requested
-            else "the tool is neither read-only nor idempotent, so it was not run again"
-        )
-        super().__init__(
-            f"attempt {attempt} had started on worker {worker} when that worker was lost; {why}:"
-            " it may or may not have taken effect",
-            attempt=attempt,
-            worker=worker,
-            started_ms=started_ms,
-            cancel_requested=cancel_requested,
         )
 
 

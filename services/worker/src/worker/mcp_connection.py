@@ -13,9 +13,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal, TypeGuard
 
+from common.job_errors import JobError
 from common.log import get
 from worker.engine import STDERR, Duplex
-from worker.errors import HandshakeFailed, JobError, ServerGone, ToolProtocolError
+from worker.errors import HandshakeFailed, ServerGone, ToolProtocolError
 
 _log = get(__name__)
 

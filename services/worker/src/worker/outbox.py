@@ -7,7 +7,7 @@ from typing import Any
 
 from common.errors import Fenced, PayloadTooLarge
 from common.log import get
-from common.schema import EventType
+from common.schema import EventType, now_ms
 from worker.journal import Journal
 
 _log = get(__name__)
@@ -16,10 +16,16 @@ WAITING_EVENTS = 32
 
 
 class Outbox:
-    """One attempt's events before its result. `pump()` must run; it ends after `close()`, when all is stored."""
+    """One attempt's events before its result. `pump()` must run; it ends after `close()`, when all is stored.
 
-    def __init__(self, journal: Journal) -> None:
+    While the attempt tells nothing, its `started` is stored again every `repeat_s` seconds: were it past the resume
+    window, nobody would know any more that the job had started.
+    """
+
+    def __init__(self, journal: Journal, repeat_s: float) -> None:
         self._journal = journal
+        self._repeat_s = repeat_s
+        self._started: dict[str, Any] = {}
         self._waiting: asyncio.Queue[tuple[EventType, dict[str, Any]] | None] = asyncio.Queue(WAITING_EVENTS)
         self._ended = False
         self.told_at = asyncio.get_running_loop().time()
@@ -29,6 +35,7 @@ class Outbox:
 
     def started(self, data: dict[str, Any]) -> None:
         """The first event of an attempt."""
+        self._started = data | {"since_ms": now_ms()}
         self._waiting.put_nowait(("started", data))
 
     def progress(self, data: dict[str, Any]) -> None:
@@ -48,13 +55,20 @@ class Outbox:
         if not self._ended:
             await self._waiting.put(None)
 
+    async def _next(self) -> tuple[EventType, dict[str, Any]] | None:
+        try:
+            async with asyncio.timeout(self._repeat_s):
+                return await self._waiting.get()
+        except TimeoutError:
+            return "started", self._started
+
     async def pump(self) -> Fenced | None:
         """Store what comes until `close()`. Returns early, with the reason, if another worker has taken the job.
 
         An event that no message can hold is left out: a tool's report must not cost it its answer.
         """
         try:
-            while (item := await self._waiting.get()) is not None:
+            while (item := await self._next()) is not None:
                 try:
                     await self._journal.append(*item)
                 except PayloadTooLarge as exc:

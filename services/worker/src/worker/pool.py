@@ -15,17 +15,11 @@ from typing import Any
 
 from common import metrics
 from common.catalog import ServerSpec
+from common.job_errors import JobError
 from common.log import get
 from worker.container import ToolContainer
 from worker.engine import ContainerEngine, ContainerSpec
-from worker.errors import (
-    ContainerStartFailed,
-    EngineUnavailable,
-    HandshakeFailed,
-    JobError,
-    PoolExhausted,
-    ServerGone,
-)
+from worker.errors import ContainerStartFailed, EngineUnavailable, HandshakeFailed, PoolExhausted, ServerGone
 from worker.executors.contract import Executor
 from worker.mcp_connection import McpConnection
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from common.ending import Ending
 from common.feed import StoredEvent
+from common.job_errors import JobError, OutcomeUnknown
 from common.job_state import Signal, State, state_after, step
 from common.schema import Event, Outcome
-from worker.ending import Ending
-from worker.errors import JobError, OutcomeUnknown, TooManyAttempts
+from worker.errors import TooManyAttempts
 
 MAX_ATTEMPTS = 3
 
@@ -22,6 +23,8 @@ class Past:
     started: Event | None = None
     """The `started` event of the newest attempt, where there was one."""
     cancel_requested: bool = False
+    lapsed: bool = False
+    """It is so old that its events, if there were any, may be past the resume window."""
 
     @property
     def state(self) -> State:
@@ -86,12 +89,15 @@ def decide(past: Past, *, repeatable: bool, now_ms: int, ack_wait_ms: int) -> St
         return Drop()
     if past.state is State.RETRYING and past.cancel_requested:
         return End(past.attempt, past.fence, Ending(_outcome(past.state, Signal.CANCEL)))
+    if past.lapsed and not repeatable:
+        step(past.state, Signal.LOSE)
+        return End(0, 0, Ending.of(OutcomeUnknown(0, "unknown", 0, "its events are past the resume window")))
     if past.state is not State.RUNNING:
         step(past.state, Signal.START)
         return Start(past.attempt + 1, past.fence)
     assert newest is not None
     started = past.started or newest.event
-    if now_ms - started.time_ms < ack_wait_ms // 2:
+    if now_ms - started_ms(started) < ack_wait_ms // 2:
         return Leave()
     if past.cancel_requested:
         return Prove(past.attempt, newest.fence, started)
@@ -115,6 +121,14 @@ def _outcome(state: State, signal: Signal) -> Outcome:
 
 
 def unknown(attempt: int, started: Event, *, cancel_requested: bool = False) -> OutcomeUnknown:
-    return OutcomeUnknown(
-        attempt, str(started.data.get("worker", "unknown")), started.time_ms, cancel_requested=cancel_requested
-    )
+    """What is known of an attempt whose worker is lost. `started` may be a repeat of the first (worker/outbox.py)."""
+    worker = str(started.data.get("worker", "unknown"))
+    why = "the tool is neither read-only nor idempotent, so it was not run again"
+    if cancel_requested:
+        why = "its cancel was asked for, and nobody can prove that it stopped"
+    return OutcomeUnknown(attempt, worker, started_ms(started), why, cancel_requested=cancel_requested)
+
+
+def started_ms(started: Event) -> int:
+    """When an attempt began, by its newest `started` event."""
+    return int(started.data.get("since_ms", started.time_ms))

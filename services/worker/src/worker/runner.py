@@ -13,14 +13,15 @@ import structlog
 from common import metrics
 from common.bus import Bus
 from common.consumer import Delivery
+from common.ending import Ending
 from common.errors import Fenced, StoreUnavailable
+from common.job_errors import JobError, QueueTimeout
 from common.log import get, job_context
 from common.schema import DeadLetter, Job, now_ms
 from common.subjects import jobs as jobs_subject
-from worker.attempt import Attempt, CancelledBeforeStart, Held, ServerContext
-from worker.ending import Ending, Failed
+from worker.attempt import Attempt, CancelledBeforeStart, Failed, Held, ServerContext
 from worker.engine import ContainerEngine
-from worker.errors import EngineUnavailable, JobError, PoolExhausted, QueueTimeout
+from worker.errors import EngineUnavailable, PoolExhausted
 from worker.grip import ContainerSource
 from worker.heartbeat import Heartbeat
 from worker.journal import Journal
@@ -120,12 +121,11 @@ class Runner:
 
     async def _past(self, job: Job) -> Past:
         newest = await self._bus.last_event(job.session, job.id)
-        if newest is None or newest.event.attempt == 0 or newest.event.terminal:
+        if newest is None:
+            return Past(None, lapsed=job.created_ms <= await self._bus.oldest_event_ms())
+        if newest.event.attempt == 0 or newest.event.terminal:
             return Past(newest)
-        started = None
-        async for stored in self._bus.job_events(job.session, job.id):
-            if stored.event.type == "started" and stored.event.attempt == newest.event.attempt:
-                started = stored.event
+        started = await self._bus.started_event(job.session, job.id, newest.event.attempt)
         return Past(newest, started, await self._bus.cancel_requested(job.session, job.id))
 
     async def _yield(self, job: Job) -> Step:

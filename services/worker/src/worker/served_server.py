@@ -15,11 +15,12 @@ from common.bus import Bus
 from common.catalog import ServerSpec
 from common.consumer import Delivery, JobConsumer
 from common.errors import StoreUnavailable
+from common.job_errors import JobError
 from common.log import get
 from common.schema import ToolListing, now_ms
 from worker.container import ToolContainer
 from worker.engine import ContainerEngine
-from worker.errors import ContainerStartFailed, JobError, PoolExhausted, ServerGone
+from worker.errors import ContainerStartFailed, PoolExhausted, ServerGone
 from worker.executors.contract import Executor
 from worker.executors.exec import IDLE_COMMAND, ExecExecutor
 from worker.executors.mcp import McpExecutor

@@ -6,10 +6,11 @@ import asyncio
 import codecs
 from typing import Any
 
+from common.job_errors import JobError
 from common.schema import Job
 from worker.container import ToolContainer
 from worker.engine import STDOUT, ContainerEngine, Process
-from worker.errors import JobError, ResultTooLarge, ServerGone
+from worker.errors import ResultTooLarge, ServerGone
 from worker.executors.contract import Offer
 from worker.outbox import Outbox
 

@@ -1,20 +1,19 @@
-"""How an attempt ended: with the job's end, or with a failure after which another may follow."""
+"""How a job ended: what its `result` event says."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from common.job_errors import JobError
 from common.schema import Outcome
-from worker.errors import JobError
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a job ended: the data of its `result` event."""
-
     outcome: Outcome
     result: dict[str, Any] | None = None
+    """MCP's CallToolResult, where the tool answered."""
     error: JobError | None = None
 
     @classmethod
@@ -28,10 +27,3 @@ class Ending:
         if self.error is not None:
             data["error"] = self.error.as_dict()
         return data
-
-
-@dataclass(frozen=True)
-class Failed:
-    """Nothing of the attempt runs any more, and the job may be run again."""
-
-    error: JobError

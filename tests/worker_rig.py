@@ -78,6 +78,7 @@ class WorkerRig:
         session: str,
         timeout_ms: int = 20_000,
         queue_ms: int = 60_000,
+        heartbeat_ms: int | None = None,
     ) -> Job:
         job = Job(
             id=subjects.new_job_id(),
@@ -89,6 +90,7 @@ class WorkerRig:
             created_ms=now_ms(),
             start_by_ms=now_ms() + queue_ms,
             timeout_ms=timeout_ms,
+            heartbeat_ms=heartbeat_ms,
         )
         await self.bus.enqueue_job(job)
         return job

@@ -98,6 +98,20 @@ async def test_a_job_that_outruns_its_timeout_is_stopped_and_says_so(rig: Worker
     assert before.data["result"]["structuredContent"]["boot"] == after.data["result"]["structuredContent"]["boot"]
 
 
+async def test_a_tool_that_falls_silent_is_stopped_and_says_so(rig: WorkerRig) -> None:
+    """Heartbeat: progress and output both count, however long the whole takes."""
+    silent = await rig.call("shared", "sleep", {"ms": 30_000}, heartbeat_ms=300)
+    reporting = await rig.call("shared", "progress", {"steps": 8, "delay_ms": 100}, heartbeat_ms=700)
+    command = "for n in 1 2 3 4 5; do echo $n; sleep 0.2; done; sleep 30"
+    fallen = await rig.call("exec", "run", {"command": command}, heartbeat_ms=900)
+
+    assert (silent.data["outcome"], silent.data["error"]["type"]) == ("timed_out", "heartbeat_timeout")
+    assert silent.data["error"]["heartbeat_ms"] == 300
+    assert reporting.data["outcome"] == "succeeded"
+    assert fallen.data["error"]["type"] == "heartbeat_timeout"
+    assert fallen.data["timings"]["tool_ms"] > 1_000
+
+
 async def test_a_call_that_ignores_its_cancel_costs_the_container_not_the_proof(rig: WorkerRig) -> None:
     """A server that does not confirm is replaced: the job ends when the old container is gone."""
     before = await rig.call("shared", "whoami")

@@ -82,17 +82,20 @@ class Cluster:
 
 
 @asynccontextmanager
-async def run_cluster(nats_url: str, docker_host: str, folder: Path, servers: str) -> AsyncIterator[Cluster]:
+async def run_cluster(
+    nats_url: str, docker_host: str, folder: Path, servers: str, *, replicas: int = 1
+) -> AsyncIterator[Cluster]:
     """The catalog is applied; services are started by the caller. On leaving no container may be left."""
     env = {
         "NATS_URL": nats_url,
+        "NATS_REPLICAS": str(replicas),
         "DOCKER_HOST": docker_host,
         "ACK_WAIT_S": "3",
         "LEASE_TTL_S": "3",
         "REAP_PERIOD_S": "0.5",
         "LOG_FORMAT": "json",
     }
-    settings = BusSettings(nats_url=nats_url, ack_wait_s=3, lease_ttl_s=3)
+    settings = BusSettings(nats_url=nats_url, nats_replicas=replicas, ack_wait_s=3, lease_ttl_s=3)
     async with connect(settings, "test") as bus, open_docker_engine(docker_host) as engine:
         await registry.apply(bus, catalog.parse(servers, "test"))
         async with AsyncExitStack() as resources:

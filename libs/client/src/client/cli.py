@@ -52,6 +52,12 @@ def call(
     ] = None,
     args: Annotated[str, typer.Option("--args", metavar="JSON", help="Arguments as a JSON object.")] = "",
     session: Annotated[str, typer.Option("--session", metavar="ID", help="Call in this session.")] = "",
+    idempotency_key: Annotated[
+        str,
+        typer.Option(
+            "--idempotency-key", metavar="TEXT", help="The same key in the same session is the same job: for retries."
+        ),
+    ] = "",
     url: Url = DEFAULT_URL,
     key: Key = DEFAULT_KEY,
     as_json: AsJson = False,
@@ -66,7 +72,9 @@ def call(
             arguments = parse([], args, {})
             if pairs:
                 arguments = parse(pairs, args, await _schema(opened, server, tool))
-            result = await foreground.call(opened, server, tool, arguments, as_json=as_json)
+            result = await foreground.call(
+                opened, server, tool, arguments, as_json=as_json, idempotency_key=idempotency_key or None
+            )
         return SUCCEEDED if result.succeeded else NOT_SUCCEEDED
 
     _run(main())

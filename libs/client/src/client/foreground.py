@@ -14,13 +14,22 @@ from client.session import Session
 from client.terminal import call_view, complain
 
 
-async def call(session: Session, server: str, tool: str, arguments: dict[str, Any], *, as_json: bool) -> JobResult:
+async def call(
+    session: Session,
+    server: str,
+    tool: str,
+    arguments: dict[str, Any],
+    *,
+    as_json: bool,
+    idempotency_key: str | None = None,
+) -> JobResult:
     """Call a tool and show its events. Returns how the job ended.
 
     The first Ctrl-C cancels the job, and what comes until its end is still shown.
     """
     with call_view(f"{server} {tool}", as_json=as_json) as view:
-        async with background() as group, aclosing(session.call(server, tool, arguments)) as events:
+        calling = session.call(server, tool, arguments, idempotency_key=idempotency_key)
+        async with background() as group, aclosing(calling) as events:
             async for event in events:
                 if event.type == "queued":
                     group.create_task(_cancel_after(_interrupt(), session, event.job))

@@ -90,10 +90,13 @@ class Readers:
                 self._early.clear()
                 self._early_dropped = False
 
-    def claim(self, job: str, start: Position) -> Reader:
-        """A reader of the job that an answer named, with what came of it before."""
+    def claim(self, job: str, start: Position, *, passed: bool = False) -> Reader:
+        """A reader of the job that an answer named, with what came of it before.
+
+        Where events of it have `passed` and were not kept, they are read from the store.
+        """
         early = self._early.pop(job, None)
-        return self.add(early.reader if early else Reader(job, start, behind=self._early_dropped))
+        return self.add(early.reader if early else Reader(job, start, behind=passed or self._early_dropped))
 
     async def claim_lost(self, tool: Tool, timeout_s: float) -> Reader | None:
         """A reader of the job whose `tools/call` lost its answer, if events tell within `timeout_s` which it is.

@@ -103,27 +103,46 @@ class Session:
     # --- calls ----------------------------------------------------------------------------------------
 
     def call(
-        self, server: str, tool: str, arguments: dict[str, Any] | None = None, *, meta: dict[str, Any] | None = None
+        self,
+        server: str,
+        tool: str,
+        arguments: dict[str, Any] | None = None,
+        *,
+        meta: dict[str, Any] | None = None,
+        idempotency_key: str | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Call a tool and yield its events, from `queued` to the terminal one.
 
         Leaving the loop early does not stop the job: `cancel` does, and closing the session.
 
+        Args:
+            idempotency_key: Names this call in the session: called again with the same key, server, tool and
+                arguments it is the same job. So it is sent again when its connection died before the answer.
+
         Raises:
             Refused: if the call was not accepted.
             ConnectionLost: with `sent` if the connection died before the answer and nothing tells whether the
-                call was accepted. It is not sent again then, because it might run twice.
+                call was accepted. Without a key it is not sent again then, because it might run twice.
         """
         params = {"session": self.id, "server": server, "name": tool, "arguments": arguments or {}}
         if meta:
             params["_meta"] = meta
+        if idempotency_key is not None:
+            params["idempotencyKey"] = idempotency_key
         return self._read(partial(self._submit, (server, tool), params))
 
     async def run(
-        self, server: str, tool: str, arguments: dict[str, Any] | None = None, *, meta: dict[str, Any] | None = None
+        self,
+        server: str,
+        tool: str,
+        arguments: dict[str, Any] | None = None,
+        *,
+        meta: dict[str, Any] | None = None,
+        idempotency_key: str | None = None,
     ) -> JobResult:
-        """Call a tool and return how it ended. Raises as `call`."""
-        async with aclosing(self.call(server, tool, arguments, meta=meta)) as events:
+        """Call a tool and return how it ended. As `call`."""
+        calling = self.call(server, tool, arguments, meta=meta, idempotency_key=idempotency_key)
+        async with aclosing(calling) as events:
             async for event in events:
                 if event.terminal:
                     return JobResult.from_event(event)
@@ -203,13 +222,16 @@ class Session:
     async def _submit(self, tool: Tool, params: dict[str, Any]) -> Reader:
         with self._readers.awaiting(tool):
             try:
-                answer = await self._link.request("tools/call", params, resend=False)
+                answer = await self._link.request("tools/call", params, resend="idempotencyKey" in params)
             except ConnectionLost as lost:
                 reader = await self._find(tool) if lost.sent else None
                 if reader is None:
                     raise
                 return reader
-            return self._readers.claim(answer["job"], Position(self.position.epoch, answer["seq"] - 1))
+            # With a key it may be a job from before, whose first events have come and gone.
+            passed = answer["seq"] <= self.position.seq
+            start = Position(self.position.epoch, answer["seq"] - 1)
+            return self._readers.claim(answer["job"], start, passed=passed)
 
     async def _find(self, tool: Tool) -> Reader | None:
         """A reader of the job of a call that was sent and lost its answer."""

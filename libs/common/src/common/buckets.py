@@ -51,21 +51,21 @@ class Buckets(NatsConnection):
 
     async def get(self, bucket: str, key: str) -> Entry:
         """As the bucket's leader has it: another replica may not know yet what was just written."""
-        with translated(f"reading {bucket}/{key}"):
+
+        async def read() -> Entry:
             try:
-                direct = self.limits.replicas == 1  # it is its own leader, and direct answers are cheaper
-                msg = await self._js.get_last_msg(
-                    bucket_stream(bucket), subjects.bucket_key(bucket, key), direct=direct
-                )
+                subject = subjects.bucket_key(bucket, key)
+                msg = await self._reads.get_last_msg(bucket_stream(bucket), subject, direct=self.one_replica)
             except nats.js.errors.NotFoundError:
                 return Entry(key, None, 0)
-        # A key that was deleted, or whose TTL ran out, is a marker without a value; its revision still counts.
-        return Entry(key, msg.data or None, msg.seq or 0)
+            # A key that was deleted, or whose TTL ran out, is a marker without a value; its revision still counts.
+            return Entry(key, msg.data or None, msg.seq or 0)
+
+        return await self.patiently(f"reading {bucket}/{key}", read)
 
     async def put(self, bucket: str, key: str, value: bytes) -> None:
-        kv = await self.bucket(bucket)
         with translated(f"writing {bucket}/{key}"):
-            await kv.put(key, value)
+            await (await self._publisher.send(subjects.bucket_key(bucket, key), value, {})).seq()
 
     async def purge(self, bucket: str, key: str, remember_s: float) -> None:
         """Delete a key; that it was there is remembered for `remember_s` seconds."""
@@ -86,14 +86,15 @@ class Buckets(NatsConnection):
         """
         subject = subjects.bucket_key(bucket, key)
         message_headers = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(revision)}
+        if ttl_s is not None:
+            message_headers[headers.TTL] = f"{max(1, round(ttl_s))}s"
         with translated(f"writing {bucket}/{key}"):
             try:
-                ack = await self._js.publish(subject, value, headers=message_headers, msg_ttl=ttl_s)
+                return await (await self._publisher.send(subject, value, message_headers)).seq()
             except nats.js.errors.APIError as exc:
                 if exc.err_code in WRONG_LAST_SEQUENCE:
                     raise Fenced(subject, revision) from exc
                 raise
-        return ack.seq
 
     async def watch(self, bucket: str) -> AsyncGenerator[Entry | None]:
         """Every key of a bucket, then None once, then every change for as long as the caller iterates.

@@ -94,24 +94,30 @@ class Bus(EventLog):
         if fingerprint:
             data["fingerprint"] = fingerprint
         queued = Event(job=job.id, session=job.session, attempt=0, type="queued", time_ms=now_ms(), data=data)
-        queued_subject = subjects.queued_event(job.session, job.id)
         job_headers = {headers.MSG_ID: job.id}
         if traceparent:
             job_headers[headers.TRACEPARENT] = traceparent
         with translated("accepting a job"):
-            accepted = await self._publisher.send(subjects.jobs(job.server, job.session), job.encode(), job_headers)
-            stored = await self._publisher.send(
-                queued_subject, queued.encode(), {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: "0"}
-            )
-            seq = await self._seq_of_queued(stored, job)
             try:
-                await accepted.seq()
-            except nats.js.errors.APIError as exc:
-                await self._js.purge_stream(SESSIONS, subject=queued_subject)
-                if exc.err_code == _SUBJECT_FULL:
-                    raise QueueFull(job.server, self.limits.queue_limit, QUEUE_FULL_RETRY_S) from exc
-                raise
+                seq = await self._store_job(job, queued, job_headers)
+            except TimeoutError:
+                seq = await self._store_job(job, queued, job_headers)  # what of it was stored is stored once
         metrics.JOBS_ACCEPTED.labels(job.server).inc()
+        return seq
+
+    async def _store_job(self, job: Job, queued: Event, job_headers: dict[str, str]) -> int:
+        queued_subject = subjects.queued_event(job.session, job.id)
+        queued_headers = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: "0"}
+        accepted = await self._publisher.send(subjects.jobs(job.server, job.session), job.encode(), job_headers)
+        stored = await self._publisher.send(queued_subject, queued.encode(), queued_headers)
+        seq = await self._seq_of_queued(stored, job)
+        try:
+            await accepted.seq()
+        except nats.js.errors.APIError as exc:
+            await self._js.purge_stream(SESSIONS, subject=queued_subject)
+            if exc.err_code == _SUBJECT_FULL:
+                raise QueueFull(job.server, self.limits.queue_limit, QUEUE_FULL_RETRY_S) from exc
+            raise
         return seq
 
     async def _seq_of_queued(self, stored: Acknowledgement, job: Job) -> int:
@@ -225,11 +231,14 @@ class Bus(EventLog):
         return oldest.seq if oldest else None
 
     async def _next_in_queue(self, subject: str, after: int) -> RawStreamMsg | None:
-        with translated("reading the queue"):
+        async def read() -> RawStreamMsg | None:
             try:
-                return await self._js.get_msg(JOBS, seq=after + 1, subject=subject, direct=self.one_replica, next=True)
+                direct = self.one_replica
+                return await self._reads.get_msg(JOBS, seq=after + 1, subject=subject, direct=direct, next=True)
             except nats.js.errors.NotFoundError:
                 return None
+
+        return await self.patiently("reading the queue", read)
 
     async def servers_in_queue(self) -> set[str]:
         """Servers that jobs wait or run for, whether the catalog has them or not."""

@@ -72,7 +72,7 @@ class EventLog(Buckets):
     async def _last_stored_as(self, subject: str, msg_id: str) -> int | None:
         """Number of the subject's last message if it has that id: nats-server 2.15 looks at the fence before the id."""
         try:
-            msg = await self._js.get_last_msg(SESSIONS, subject)
+            msg = await self._reads.get_last_msg(SESSIONS, subject)
         except nats.js.errors.NotFoundError:
             return None  # past the resume window
         return msg.seq if (msg.headers or {}).get(headers.MSG_ID) == msg_id else None
@@ -126,11 +126,14 @@ class EventLog(Buckets):
 
     async def _last_message(self, subject: str) -> RawStreamMsg | None:
         """As the stream's leader has it: any other replica may be behind, and what is decided by it would be wrong."""
-        with translated("reading an event"):
+
+        async def read() -> RawStreamMsg | None:
             try:
-                return await self._js.get_last_msg(SESSIONS, subject, direct=self.one_replica)
+                return await self._reads.get_last_msg(SESSIONS, subject, direct=self.one_replica)
             except nats.js.errors.NotFoundError:
                 return None
+
+        return await self.patiently("reading an event", read)
 
     async def job_events(self, session: str, job: str) -> AsyncGenerator[StoredEvent]:
         """What was stored of a job from its first `started` on, in order."""
@@ -205,8 +208,7 @@ class EventLog(Buckets):
 
     async def stored_range(self) -> tuple[int, int]:
         """Numbers of the oldest and the newest event of all sessions; an emptied stream has oldest = newest + 1."""
-        with translated("reading the event stream"):
-            info = await self._js.stream_info(SESSIONS)
+        info = await self.patiently("reading the event stream", lambda: self._reads.stream_info(SESSIONS))
         return info.state.first_seq, info.state.last_seq
 
 

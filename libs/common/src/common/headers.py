@@ -10,6 +10,9 @@ MSG_ID: Final = "Nats-Msg-Id"
 EXPECTED_LAST_SUBJECT_SEQUENCE: Final = "Nats-Expected-Last-Subject-Sequence"
 """Fence: the store refuses the publish unless this is the subject's last sequence."""
 
+TTL: Final = "Nats-TTL"
+"""How long the store keeps a message (NATS ADR-43), with its unit: `30s`."""
+
 SUBJECT: Final = "Nats-Subject"
 """On a republished or directly read message: the subject it was stored under."""
 

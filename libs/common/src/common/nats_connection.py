@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import nats.errors
 import nats.js.errors
@@ -20,9 +20,12 @@ from nats.js import JetStreamContext
 
 from common import headers, subjects
 from common.errors import StoreUnavailable
-from common.publisher import Publisher
+from common.publisher import LEADERLESS_S, Publisher
 
 REQUEST_TIMEOUT_S = 5.0
+READ_TRY_S = 1.0
+"""How long one try of a read may take. A node that is no leader does not answer at all."""
+READ_RETRY_S = 0.1
 REPLAY_BATCH = 256
 REPLAY_BATCH_BYTES = 4 * 1024 * 1024
 """A batch ends at either bound, so that a thousand clients that resume at once fit in memory."""
@@ -30,6 +33,11 @@ HEADER_BYTES = 4096
 
 WRONG_LAST_SEQUENCE = (10071, 10164)
 """JetStream's codes for a publish behind another message than the one that it named."""
+
+
+T = TypeVar("T")
+_LEADERLESS = (nats.errors.NoRespondersError, nats.errors.TimeoutError, nats.js.errors.ServiceUnavailableError)
+"""What a read meets while the stream elects a leader."""
 
 
 @contextmanager
@@ -65,6 +73,7 @@ class NatsConnection:
         self.client = client
         self._publisher = publisher
         self._js: JetStreamContext = client.jetstream(timeout=REQUEST_TIMEOUT_S)
+        self._reads: JetStreamContext = client.jetstream(timeout=READ_TRY_S)
 
     @property
     def connected(self) -> bool:
@@ -130,6 +139,24 @@ class NatsConnection:
                     return  # the connection closed under it
 
     # --- stored messages ------------------------------------------------------------------------------
+
+    async def patiently(self, doing: str, read: Callable[[], Awaitable[T]]) -> T:
+        """What `read` returns, which is tried again while the stream has no leader.
+
+        Raises:
+            StoreUnavailable: if it has none for too long, or refuses.
+        """
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + LEADERLESS_S
+        with translated(doing):
+            while True:
+                try:
+                    return await read()
+                except _LEADERLESS:
+                    obey_cancellation()
+                    if not self.connected or loop.time() >= give_up_at:
+                        raise
+                await asyncio.sleep(READ_RETRY_S)
 
     async def _stored(self, stream: str, subject: str, first: int) -> AsyncGenerator[tuple[int, Msg]]:
         """Every stored message of a subject from number `first` on, with its number."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import nats.js.errors
@@ -17,24 +18,42 @@ from nats.aio.msg import Msg
 from common import headers
 
 ACK_TIMEOUT_S: Final = 5.0
+LEADERLESS_S: Final = 12.0
+"""How long a stream may be without a leader: nodes wait 4 to 9 s before they elect another (nats-server 2.15)."""
+RESEND_S: Final = 0.1
+_ID_IN_PROCESS: Final = 10158
+"""JetStream's code for a message whose first copy is still on its way through the cluster."""
 
 
 class Acknowledgement:
     """One publish under way."""
 
-    def __init__(self, answer: asyncio.Future[int]) -> None:
+    def __init__(self, answer: asyncio.Future[int], send_again: Callable[[], Awaitable[asyncio.Future[int]]]) -> None:
         self._answer = answer
+        self._send_again = send_again
 
     async def seq(self) -> int:
         """The number that the message got; a repeat of a known `Nats-Msg-Id` gets the first one's.
 
+        While the stream has no leader nobody takes the message: it is sent again then, which cannot store it twice.
+
         Raises:
             nats.js.errors.APIError: if the store refused it.
-            nats.js.errors.NoStreamResponseError: if no stream takes the subject now.
+            nats.js.errors.NoStreamResponseError: if no stream takes the subject, also after a while.
             TimeoutError: if the store did not answer; the message may or may not have been stored.
         """
-        async with asyncio.timeout(ACK_TIMEOUT_S):
-            return await self._answer
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + LEADERLESS_S
+        while True:
+            try:
+                async with asyncio.timeout(ACK_TIMEOUT_S):
+                    return await self._answer
+            except (nats.js.errors.NoStreamResponseError, nats.js.errors.APIError) as exc:
+                again = not isinstance(exc, nats.js.errors.APIError) or exc.err_code == _ID_IN_PROCESS
+                if not again or loop.time() >= give_up_at:
+                    raise
+            await asyncio.sleep(RESEND_S)
+            self._answer = await self._send_again()
 
 
 class Publisher:
@@ -55,6 +74,13 @@ class Publisher:
         Raises:
             nats.errors.Error: if it cannot even be sent.
         """
+
+        async def send() -> asyncio.Future[int]:
+            return await self._send(subject, payload, message_headers)
+
+        return Acknowledgement(await send(), send)
+
+    async def _send(self, subject: str, payload: bytes, message_headers: dict[str, str]) -> asyncio.Future[int]:
         self._count += 1
         token = str(self._count)
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -65,7 +91,7 @@ class Publisher:
         except BaseException:
             answer.cancel()
             raise
-        return Acknowledgement(answer)
+        return answer
 
     def _forget(self, token: str, done: asyncio.Future[int]) -> None:
         self._waiting.pop(token, None)

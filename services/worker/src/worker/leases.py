@@ -256,7 +256,19 @@ class Leases:
         except StoreUnavailable as exc:
             _log.warning("lease not renewed", session=lease.session, server=self._server, why=exc.message)
         except Fenced:
-            # Another worker has it now. What runs here runs to its end, and its events are fenced as ever.
+            await self._lost_or_renewed(lease, key)
+
+    async def _lost_or_renewed(self, lease: Lease, key: str) -> None:
+        """The lease has another revision than the one that was known here: of a renewal that was stored although its
+        acknowledgement was lost, or another worker's."""
+        try:
+            entry = await self._bus.get(LEASES_BUCKET, key)
+        except StoreUnavailable:
+            return  # the next renewal finds out
+        if _holder(entry.value) == self._worker:
+            lease.revision = entry.revision
+        elif lease.session in self._held:
+            # What runs here runs to its end, and its events are fenced as ever.
             _log.warning("lease lost", session=lease.session, server=self._server)
             self._tasks.create_task(self._end(*self._held.pop(lease.session), purge=False))
 

@@ -112,6 +112,8 @@ class Proxy:
                 await self._moving.wait()
                 if link.half_closed and writer is link.server:
                     continue  # nobody hears it any more
+                if writer.transport.is_closing():
+                    return  # aborted while the data was held back
                 writer.write(data)
                 await writer.drain()
             if writer.can_write_eof() and not writer.transport.is_closing() and not link.half_closed:

@@ -6,6 +6,8 @@ container (`direct`), and as a WebSocket client through gateway, JetStream and w
 spreads the machine's noise over both. Then it measures getting a container: from a warm pool (`acquire`, as the
 worker times it, one-use containers) and a call that has to wait for a cold start (`cold`, as the client sees it).
 
+`--durability power` has the store sync to disk before it acknowledges, which every call then waits for.
+
 DOCKER_HOST names the engine; the images of `make images` must be there.
 """
 
@@ -22,7 +24,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, get_args
 
 import aiohttp
 import uvloop
@@ -30,6 +32,7 @@ from aiodocker import Docker
 from aiodocker.stream import Stream
 
 from client import JobResult, Session, connect
+from common.settings import DurabilityLevel
 from standalone.settings import StandaloneSettings
 from standalone.stack import run_stack
 
@@ -134,12 +137,18 @@ async def refilled(session: Session) -> None:
                 return
 
 
-async def measure(calls: int, acquires: int, colds: int) -> dict[str, Any]:
+async def measure(calls: int, acquires: int, colds: int, durability: DurabilityLevel) -> dict[str, Any]:
     docker_host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     with tempfile.TemporaryDirectory(prefix="orchestrator-bench-") as folder:
         servers_file = Path(folder) / "servers.yaml"
         servers_file.write_text(CATALOG)
-        settings = StandaloneSettings(port=0, state_dir=Path(folder), servers_file=servers_file, log_level="warning")
+        settings = StandaloneSettings(
+            port=0,
+            state_dir=Path(folder),
+            servers_file=servers_file,
+            durability=durability,
+            log_level="warning",
+        )
         async with run_stack(settings) as stack, connect(stack.url) as session:
             direct_ms, gateway_ms = [], []
             async with attached(docker_host, await container_of(session, "warm")) as direct:
@@ -154,6 +163,7 @@ async def measure(calls: int, acquires: int, colds: int) -> dict[str, Any]:
             acquire_ms = await acquisitions(session, acquires)
             cold_ms = [(await measured(session, "cold"))[0] for _ in range(colds)]
     return {
+        "durability": durability,
         "calls": calls,
         "direct_p50_ms": percentile(direct_ms, 50),
         "direct_p99_ms": percentile(direct_ms, 99),
@@ -180,15 +190,21 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=1000, help="warm calls by each way (default: %(default)s)")
     parser.add_argument("--acquires", type=int, default=40, help="takes from a warm pool (default: %(default)s)")
     parser.add_argument("--colds", type=int, default=10, help="cold starts (default: %(default)s)")
+    parser.add_argument(
+        "--durability",
+        choices=get_args(DurabilityLevel),
+        default="process",
+        help="what an accepted call survives (default: %(default)s)",
+    )
     options = parser.parse_args()
     for name in ("calls", "acquires", "colds"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        figures = runner.run(measure(options.calls, options.acquires, options.colds))
+        figures = runner.run(measure(options.calls, options.acquires, options.colds, options.durability))
     if not options.json:
         for name, value in figures.items():
-            print(f"{name:20} {value:10}", file=sys.stderr)
+            print(f"{name:20} {value:>10}", file=sys.stderr)
     print(json.dumps(figures))
 
 

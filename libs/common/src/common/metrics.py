@@ -34,6 +34,9 @@ CONTAINER_BOOT_SECONDS: Final = Histogram(
     "container_boot_seconds", "From create to ready.", ["server"], buckets=_SECONDS
 )
 LEASES_HELD: Final = Gauge("leases_held", "Leases that this worker holds.")
+DURABILITY_WEAKNESSES: Final = Gauge(
+    "durability_weaknesses", "Ways in which the store is weaker than DURABILITY asks for."
+)
 DEAD_LETTERS: Final = Counter("dead_letters_total", "Jobs given up on.", ["server"])
 
 

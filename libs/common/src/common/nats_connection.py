@@ -21,6 +21,7 @@ from nats.js import JetStreamContext
 from common import headers, subjects
 from common.errors import StoreUnavailable
 from common.publisher import LEADERLESS_S, Publisher
+from common.streams import Keeping, Limits, keeping
 
 REQUEST_TIMEOUT_S = 5.0
 READ_TRY_S = 1.0
@@ -137,6 +138,13 @@ class NatsConnection:
                     await subscription.unsubscribe()
                 except nats.errors.BadSubscriptionError:
                     return  # the connection closed under it
+
+    # --- streams --------------------------------------------------------------------------------------
+
+    async def keeping(self, limits: Limits) -> list[Keeping]:
+        """How each stream keeps what it acknowledges."""
+        with translated("reading the streams' settings"):
+            return await keeping(self._js, limits)
 
     # --- stored messages ------------------------------------------------------------------------------
 

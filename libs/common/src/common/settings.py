@@ -6,14 +6,21 @@ Names in the environment are the field names in upper case. Units stand in the n
 from __future__ import annotations
 
 import sys
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from common.streams import Limits
 
 EXIT_BAD_SETTINGS = 2
+
+DurabilityLevel = Literal["process", "power"]
+"""What an acknowledged message survives: the kill of every process, or the loss of power too (docs/adr/0009)."""
+
+REPLICAS: Final[dict[DurabilityLevel, int]] = {"process": 1, "power": 3}
+"""Copies of every stream where NATS_REPLICAS does not say how many."""
 
 
 class BusSettings(BaseSettings):
@@ -23,8 +30,12 @@ class BusSettings(BaseSettings):
 
     nats_url: str = "nats://127.0.0.1:4222"
     """Comma-separated addresses of the NATS servers; credentials may stand in the URL."""
-    nats_replicas: int = Field(default=1, ge=1, le=5)
-    """Copies of every stream: 3 in production."""
+    durability: DurabilityLevel = "process"
+    """What an accepted job survives; at start the servers are asked whether they keep to it (common.durability)."""
+    nats_replicas: int | None = Field(default=None, ge=1, le=5)
+    """Copies of every stream; unset, 1 at `process` and 3 at `power`."""
+    nats_monitor_url: str = ""
+    """Comma-separated http addresses of the monitoring ports of all NATS servers; needed at `power` only."""
     queue_limit: int = Field(default=100, ge=1, le=100_000)
     """Jobs of one session that may wait or run on one server."""
     resume_window_s: float = Field(default=3600, ge=1)
@@ -40,13 +51,33 @@ class BusSettings(BaseSettings):
     log_format: Literal["auto", "json", "console"] = "auto"
     """`auto` is `console` on a terminal and `json` otherwise."""
 
+    @field_validator("nats_monitor_url")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        for number, address in enumerate(value.split(",") if value else (), 1):
+            url = urlsplit(address.strip())
+            if url.scheme not in ("http", "https") or not url.hostname or url.username or url.path not in ("", "/"):
+                raise ValueError(f"address {number} is not of the form http://host:port")
+            _ = url.port  # one that is no port number raises here
+        return value
+
+    @property
+    def replicas(self) -> int:
+        """Copies of every stream."""
+        return self.nats_replicas or REPLICAS[self.durability]
+
+    @property
+    def monitor_addresses(self) -> list[str]:
+        """Those of NATS_MONITOR_URL, each without a slash at its end."""
+        return [address.strip().rstrip("/") for address in self.nats_monitor_url.split(",") if address]
+
     def limits(self) -> Limits:
         return Limits(
             queue_limit=self.queue_limit,
             resume_window_s=self.resume_window_s,
             session_ttl_s=self.session_ttl_s,
             lease_ttl_s=self.lease_ttl_s,
-            replicas=self.nats_replicas,
+            replicas=self.replicas,
         )
 
 

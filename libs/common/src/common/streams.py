@@ -183,17 +183,40 @@ async def ensure_streams(js: JetStreamContext, limits: Limits) -> str:
     return epoch
 
 
+@dataclass(frozen=True)
+class Keeping:
+    """How a stream that exists keeps what it acknowledges."""
+
+    stream: str
+    replicas: int
+    asynchronous: bool
+    """It acknowledges what is still in the server's memory (persist_mode async, NATS ADR-56)."""
+
+
+async def keeping(js: JetStreamContext, limits: Limits) -> list[Keeping]:
+    """Of every stream, KV buckets included."""
+    found = []
+    for name in (config.name or "" for config in stream_configs(limits)):
+        config = (await js.stream_info(name)).config
+        # Before 2.12 servers have no persist_mode; those that have one leave out the default.
+        found.append(Keeping(name, config.num_replicas or 1, str(_plain(config.persist_mode)) == "async"))
+    return found
+
+
 async def ensure_consumer(js: JetStreamContext, config: ConsumerConfig) -> None:
     """Make the consumer, or bring its limits up to date. JetStream keeps its position either way."""
     await js.add_consumer(JOBS, config)
 
 
 def _differences(wanted: StreamConfig, have: StreamConfig) -> dict[str, tuple[Any, Any]]:
-    """What differs among the settings that we state; fields that we leave unset are the server's business."""
+    """What differs among the settings that we state; fields that we leave unset are the server's business.
+
+    Fewer or more copies are no conflict: an operator changes them while services run. `common.durability` warns.
+    """
     differences = {}
     actual = asdict(have)
     for field, value in asdict(wanted).items():
-        if value is None or (isinstance(value, dict) and not any(value.values())):
+        if field == "num_replicas" or value is None or (isinstance(value, dict) and not any(value.values())):
             continue
         want, got = _plain(value), _plain(actual[field])
         if want != got:

@@ -31,6 +31,7 @@ class Status:
             "draining": self._connections.draining,
             "connections": self._connections.count,
             "sessions": self._connections.sessions,
+            "durability": self._store.durability.as_dict(),
         }
         workers: list[dict[str, Any]] = []
         queues: list[dict[str, Any]] = []

@@ -6,6 +6,7 @@ import asyncio
 from typing import Final
 
 from common.bus import Bus, connect
+from common.durability import Durability
 from common.errors import StoreUnavailable
 from common.settings import BusSettings
 from gateway.catalog_view import CatalogView
@@ -18,6 +19,7 @@ class Store:
     """Hands out the bus, or says at once why there is none."""
 
     def __init__(self, settings: BusSettings) -> None:
+        self.durability = Durability(settings)
         self._settings = settings
         self._bus: Bus | None = None
 
@@ -48,6 +50,7 @@ class Store:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(catalog.follow(bus))
+                    tasks.create_task(self.durability.watch(bus))
                     await catalog.wait_until_read()
                     self._bus = bus
             finally:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from common.settings import DurabilityLevel
 from standalone.errors import NotReady, StoreInUse
 from standalone.process import Child, run_process
 
@@ -26,23 +27,33 @@ CONFIG: Final = """\
 # Written by standalone at each start; changes here are lost.
 server_name: standalone
 listen: "127.0.0.1:{port}"
+http: "127.0.0.1:-1"
 max_payload: 8MB
 ports_file_dir: "{folder}"
 jetstream {{
   store_dir: "{folder}"
   max_file_store: 20GB
-}}
+{sync}}}
 """
+SYNC: Final[dict[DurabilityLevel, str]] = {
+    "process": "",
+    "power": "  sync_interval: always\n",
+}
+"""Lines of the jetstream block: without one nats-server syncs every two minutes."""
 
 
 @dataclass(frozen=True)
 class NatsServer:
     url: str
+    monitor_url: str
+    """Where it tells its own settings and state."""
     child: Child
 
 
 @asynccontextmanager
-async def run_nats_server(folder: Path, *, port: int = -1, binary: Path = BINARY) -> AsyncIterator[NatsServer]:
+async def run_nats_server(
+    folder: Path, *, port: int = -1, durability: DurabilityLevel = "process", binary: Path = BINARY
+) -> AsyncIterator[NatsServer]:
     """A nats-server on loopback that keeps its store, log and configuration in `folder`.
 
     Raises:
@@ -51,7 +62,7 @@ async def run_nats_server(folder: Path, *, port: int = -1, binary: Path = BINARY
     """
     folder = _made(folder)
     with _exclusive(folder) as lock:
-        config = _configure(folder, port)
+        config = _configure(folder, port, durability)
         async with run_process(
             "nats-server",
             [binary, "--config", config],
@@ -59,7 +70,8 @@ async def run_nats_server(folder: Path, *, port: int = -1, binary: Path = BINARY
             stop_timeout_s=STOP_TIMEOUT_S,
             pass_fds=[lock],
         ) as child:
-            yield NatsServer(await _url(folder / f"{binary.name}_{child.pid}.ports", child), child)
+            ports = await _ports(folder / f"{binary.name}_{child.pid}.ports", child)
+            yield NatsServer(ports["nats"][0], ports["monitoring"][0], child)
 
 
 def _made(folder: Path) -> Path:
@@ -68,11 +80,11 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _configure(folder: Path, port: int) -> Path:
+def _configure(folder: Path, port: int, durability: DurabilityLevel) -> Path:
     for stale in folder.glob("*.ports"):
         stale.unlink()
     config = folder / "nats.conf"
-    config.write_text(CONFIG.format(port=port, folder=folder), encoding="utf-8")
+    config.write_text(CONFIG.format(port=port, folder=folder, sync=SYNC[durability]), encoding="utf-8")
     return config
 
 
@@ -90,8 +102,8 @@ def _exclusive(folder: Path) -> Iterator[int]:
         os.close(lock)
 
 
-async def _url(ports: Path, child: Child) -> str:
-    """The address, as soon as the server listens on it: it writes the file after that."""
+async def _ports(ports: Path, child: Child) -> dict[str, list[str]]:
+    """The addresses, as soon as the server listens on them: it writes the file after that."""
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
             while not (found := _read_ports(ports)):
@@ -103,10 +115,10 @@ async def _url(ports: Path, child: Child) -> str:
     return found
 
 
-def _read_ports(file: Path) -> str:
+def _read_ports(file: Path) -> dict[str, list[str]]:
     """Empty while the file is not there, or half written."""
     try:
-        url: str = json.loads(file.read_text(encoding="utf-8"))["nats"][0]
+        ports: dict[str, list[str]] = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        return ""
-    return url
+        return {}
+    return ports if ports.get("nats") and ports.get("monitoring") else {}

@@ -12,6 +12,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from common.settings import DurabilityLevel
+
 
 class StandaloneSettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", case_sensitive=False)
@@ -22,6 +24,8 @@ class StandaloneSettings(BaseSettings):
     """The gateway's port; 0 takes any that is free."""
     nats_port: int = Field(default=-1, ge=-1, le=65_535)
     """nats-server's port on 127.0.0.1; -1 takes any that is free."""
+    durability: DurabilityLevel = "process"
+    """At `power` nats-server syncs to disk before it acknowledges. One server keeps one copy at either level."""
     state_dir: Path = Path(".run/standalone")
     """Store of nats-server, and the logs. Sessions and queued jobs survive a restart in here."""
     servers_file: Path = Path("servers.yaml")

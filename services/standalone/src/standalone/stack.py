@@ -19,7 +19,7 @@ from common.bus import connect
 from common.settings import BusSettings
 from standalone.errors import PortTaken, StandaloneError
 from standalone.hosted import Serve, run_here
-from standalone.nats_server import run_nats_server
+from standalone.nats_server import NatsServer, run_nats_server
 from standalone.probe import wait_until_ready
 from standalone.process import Child, run_process
 from standalone.settings import StandaloneSettings
@@ -60,12 +60,12 @@ async def run_stack(settings: StandaloneSettings) -> AsyncIterator[Stack]:
         AsyncExitStack() as resources,
     ):
         nats = await resources.enter_async_context(
-            run_nats_server(settings.state_dir / "nats", port=settings.nats_port)
+            run_nats_server(settings.state_dir / "nats", port=settings.nats_port, durability=settings.durability)
         )
         watchers.create_task(nats.child.watch())
-        async with connect(BusSettings(nats_url=nats.url), "standalone") as bus:
+        async with connect(BusSettings(**_store_settings(settings, nats)), "standalone") as bus:
             await registry.apply(bus, servers)
-        launch = _Launch(settings, nats.url, tasks, watchers, resources)
+        launch = _Launch(settings, nats, tasks, watchers, resources)
         url = await (launch.as_processes() if settings.enable_worker_mode else launch.in_this_process())
         yield Stack(url, nats.url, [nats.child.pid, *launch.pids])
 
@@ -76,14 +76,14 @@ class _Launch:
     def __init__(
         self,
         settings: StandaloneSettings,
-        nats_url: str,
+        nats: NatsServer,
         tasks: asyncio.TaskGroup,
         watchers: asyncio.TaskGroup,
         resources: AsyncExitStack,
     ) -> None:
         self.pids: list[int] = []
         self._settings = settings
-        self._nats_url = nats_url
+        self._store = _store_settings(settings, nats)
         self._tasks = tasks
         self._watchers = watchers
         self._resources = resources
@@ -114,7 +114,7 @@ class _Launch:
         host = self._settings.host
         listener = _listen(host, self._settings.port)
         port: int = listener.getsockname()[1]
-        shared: dict[str, Any] = {"nats_url": self._nats_url, "drain_timeout_s": self._settings.drain_timeout_s}
+        shared: dict[str, Any] = {**self._store, "drain_timeout_s": self._settings.drain_timeout_s}
         try:
             gateway = GatewaySettings(host=host, port=port, **shared)
             workers = {
@@ -136,7 +136,7 @@ class _Launch:
 
     async def _process(self, name: str, module: str, **env: str) -> Child:
         shared = {
-            "NATS_URL": self._nats_url,
+            **{name.upper(): str(value) for name, value in self._store.items()},
             "LOG_FORMAT": "json",
             "LOG_LEVEL": self._settings.log_level,
             "DRAIN_TIMEOUT_S": str(self._settings.drain_timeout_s),
@@ -162,6 +162,16 @@ class _Launch:
 
     async def _ready(self, name: str, host: str, port: int, child: Child | None = None) -> None:
         await wait_until_ready(name, host, port, self._settings.start_timeout_s, child)
+
+
+def _store_settings(settings: StandaloneSettings, nats: NatsServer) -> dict[str, Any]:
+    """What the services are told of the one server, whatever the environment says of others."""
+    return {
+        "nats_url": nats.url,
+        "nats_monitor_url": nats.monitor_url,
+        "nats_replicas": 1,
+        "durability": settings.durability,
+    }
 
 
 def _listen(host: str, port: int) -> socket.socket:

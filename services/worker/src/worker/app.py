@@ -17,6 +17,7 @@ from common import registry, subjects
 from common.bus import Bus, connect
 from common.catalog import ServerSpec
 from common.consumer import Delivery
+from common.durability import Durability
 from common.errors import StoreUnavailable
 from common.job_errors import JobError
 from common.lifecycle import Budget
@@ -178,6 +179,7 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> None:
                     tasks.create_task(heartbeat.run()),
                     tasks.create_task(app.follow_catalog()),
                     tasks.create_task(app.recheck_cancels()),
+                    tasks.create_task(Durability(settings).watch(bus)),
                     tasks.create_task(Reaper(bus, engine, worker_id, settings.reap_period_s).run()),
                 ]
                 _log.info("worker running", worker=worker_id, health_port=port, concurrency=settings.worker_concurrency)

@@ -17,6 +17,7 @@ from tests.gateway_rig import GatewayRig, RunningGateway, Socket, gateway_rig
 from tests.nats_server import NatsServer
 from tests.settled import settled
 
+DEADLINE_S = 20.0
 TRACEPARENT = f"00-{'a' * 32}-{'b' * 16}-01"
 
 
@@ -279,9 +280,31 @@ async def test_the_status_tells_of_gateway_workers_and_queues(rig: GatewayRig, s
 
     status = await socket.call("status/get")
 
-    assert status["gateway"] == {"connected": True, "reason": "", "draining": False, "connections": 1, "sessions": 1}
+    assert status["gateway"] == {
+        "connected": True,
+        "reason": "",
+        "draining": False,
+        "connections": 1,
+        "sessions": 1,
+        "durability": {"level": "process", "weaknesses": []},
+    }
     assert status["workers"] == [{"id": "w-1", "draining": False, "pools": []}]
     assert status["queues"] == [{"server": "math", "waiting": 1, "running": 0}]
+
+
+async def test_the_status_tells_in_what_the_store_is_weaker_than_asked_for(rig: GatewayRig) -> None:
+    """It starts and serves all the same, and tells it as a metric too."""
+    gateway = await rig.start_gateway(durability="power", nats_replicas=1)
+    async with gateway.socket() as socket, asyncio.timeout(DEADLINE_S):
+        while not (durability := (await socket.call("status/get"))["gateway"]["durability"])["weaknesses"]:
+            pass
+        async with gateway.http(None) as http:
+            metrics = (await http.get("/metrics")).text
+
+    assert durability["level"] == "power"
+    [weakness] = durability["weaknesses"]
+    assert weakness.startswith("NATS_MONITOR_URL is not set")
+    assert "\ndurability_weaknesses 1.0\n" in metrics
 
 
 async def test_large_arguments_are_checked_without_holding_up_others(rig: GatewayRig, gateway: RunningGateway) -> None:

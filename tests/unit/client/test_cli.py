@@ -308,6 +308,27 @@ async def test_ps_says_when_there_is_no_worker(gateway: GatewayDouble) -> None:
     assert got.out.splitlines()[-1].split() == ["time", "3", "0"]
 
 
+async def test_ps_says_in_what_the_store_is_weaker_than_asked_for(gateway: GatewayDouble) -> None:
+    """In the gateway's words, to the letter."""
+    weakness = "the monitoring address http://[::1]:8222 does not answer"
+    gateway.answers["status/get"] = {
+        "gateway": {
+            "connected": True,
+            "reason": "",
+            "draining": False,
+            "connections": 1,
+            "sessions": 1,
+            "durability": {"level": "power", "weaknesses": [weakness]},
+        },
+        "workers": [],
+        "queues": [],
+    }
+
+    got = await run(gateway, "ps")
+
+    assert f"the store is weaker than asked for: {weakness}" in " ".join(got.out.split())
+
+
 async def test_ps_shows_workers_pools_and_queues(gateway: GatewayDouble) -> None:
     """What an operator looks at first."""
     pool = {"server": "time", "scope": "shared", "ready": 1, "busy": 0, "starting": 0, "limit": 4, "failure": ""}

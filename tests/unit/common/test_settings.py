@@ -14,7 +14,9 @@ from worker.settings import WorkerSettings
 
 OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "nats_url": ("nats://a:1,nats://b:2", "nats://a:1,nats://b:2"),
+    "durability": ("power", "power"),
     "nats_replicas": ("3", 3),
+    "nats_monitor_url": ("http://a:8222,https://b:8222", "http://a:8222,https://b:8222"),
     "queue_limit": ("7", 7),
     "resume_window_s": ("1.5", 1.5),
     "session_ttl_s": ("60", 60.0),
@@ -86,6 +88,60 @@ def test_every_limit_comes_from_its_setting(monkeypatch: pytest.MonkeyPatch) -> 
     assert load(BusSettings).limits() == Limits(
         queue_limit=7, resume_window_s=1.5, session_ttl_s=60, lease_ttl_s=4, replicas=3
     )
+
+
+@pytest.mark.parametrize(
+    ("durability", "replicas", "copies"),
+    [
+        ("process", None, 1),
+        ("power", None, 3),
+        ("process", "3", 3),
+        ("power", "1", 1),
+    ],
+)
+def test_the_level_says_how_many_copies_there_are_unless_that_is_set(
+    durability: str, replicas: str | None, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One setting for both of what makes the level; NATS_REPLICAS wins at either level."""
+    monkeypatch.setenv("DURABILITY", durability)
+    if replicas:
+        monkeypatch.setenv("NATS_REPLICAS", replicas)
+    settings = load(BusSettings)
+
+    assert (settings.replicas, settings.limits().replicas) == (copies, copies)
+
+
+def test_the_monitoring_addresses_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blanks and slashes at the end do no harm."""
+    assert BusSettings().monitor_addresses == []
+    monkeypatch.setenv("NATS_MONITOR_URL", "http://a:8222/, https://[::1]:8222")
+
+    assert load(BusSettings).monitor_addresses == ["http://a:8222", "https://[::1]:8222"]
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["a:8222", "nats://a:4222", "http://", "http://a:port", "http://me:hunter2@a:8222", "http://a:8222/varz", "", " "],
+)
+def test_a_monitoring_address_that_is_none_is_a_fault_that_says_which(
+    address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its number: what stands there may hold a secret."""
+    monkeypatch.setenv("NATS_MONITOR_URL", f"http://b:8222,{address}")
+
+    printed = refusal(BusSettings, capsys)
+
+    assert "  NATS_MONITOR_URL: Value error, address 2 is not of the form http://host:port\n" in printed
+    assert "hunter2" not in printed
+
+
+def test_a_level_that_does_not_exist_is_a_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is guessed."""
+    monkeypatch.setenv("DURABILITY", "disk")
+
+    assert "DURABILITY: Input should be 'process' or 'power' (got 'disk')" in refusal(BusSettings, capsys)
 
 
 def test_all_faults_are_told_together_with_their_names_and_values(

@@ -145,3 +145,9 @@ async def test_a_removed_server_leaves_its_jobs_to_the_one_that_comes_back(bus: 
 
     assert await bus.queue_depth(SERVER) == (1, 0)
     assert await bus.unfinished_jobs(job.session) == [job.id]
+
+
+async def test_other_numbers_of_copies_are_no_conflict(bus: Bus, nats_server: NatsServer) -> None:
+    """They are changed while services run, in either order; too few of them are told by `common.durability`."""
+    async with open_bus(nats_server, nats_replicas=3) as other:
+        assert await made(other) == await made(bus)

@@ -89,6 +89,23 @@ async def test_up_serves_until_it_is_told_to_stop(folder: Path, mode: str) -> No
     assert not processes_of(services.values())
 
 
+@pytest.mark.parametrize("level", ["process", "power"])
+async def test_up_keeps_to_the_level_that_it_is_told(folder: Path, level: str) -> None:
+    """Both services ask its one server and have nothing to warn of, whatever the environment says of a cluster."""
+    elsewhere = {"NATS_REPLICAS": "3", "NATS_MONITOR_URL": "http://127.0.0.1:1", "LOG_LEVEL": "warning"}
+    async with started(folder, DURABILITY=level, **elsewhere) as process:
+        async with connect(await said(process, "gateway")) as session:
+            status = await session.status()
+        process.send_signal(signal.SIGTERM)
+        await process.communicate()
+
+    config = (folder / "state" / "nats" / "nats.conf").read_text()
+    assert ("sync_interval: always" in config) is (level == "power")
+    assert status["gateway"]["durability"] == {"level": level, "weaknesses": []}
+    for service in ("gateway", "worker-1"):
+        assert "weaker" not in (folder / "state" / f"{service}.log").read_text()
+
+
 async def test_up_starts_as_many_workers_as_it_is_told(folder: Path) -> None:
     """WORKERS=2."""
     async with started(folder, WORKERS="2") as process:

@@ -73,6 +73,8 @@ def show_status(console: Console, status: Row) -> None:
         return
     draining = ", draining" if gateway["draining"] else ""
     console.print(f"gateway: {gateway['connections']} connections, {gateway['sessions']} sessions{draining}\n")
+    for weakness in gateway.get("durability", {}).get("weaknesses", []):
+        console.print(f"the store is weaker than asked for: {weakness}\n", style="bold yellow", markup=False)
     if not workers:
         console.print("no worker answers: jobs wait until one comes\n", style="bold yellow")
     else:

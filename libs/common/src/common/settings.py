@@ -55,10 +55,8 @@ class BusSettings(BaseSettings):
     @classmethod
     def _addresses(cls, value: str) -> str:
         for number, address in enumerate(value.split(",") if value else (), 1):
-            url = urlsplit(address.strip())
-            if url.scheme not in ("http", "https") or not url.hostname or url.username or url.path not in ("", "/"):
+            if not _is_monitor_address(address.strip()):
                 raise ValueError(f"address {number} is not of the form http://host:port")
-            _ = url.port  # one that is no port number raises here
         return value
 
     @property
@@ -79,6 +77,16 @@ class BusSettings(BaseSettings):
             lease_ttl_s=self.lease_ttl_s,
             replicas=self.replicas,
         )
+
+
+def _is_monitor_address(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        _ = url.port  # raises where it is no port's number
+    except ValueError:
+        return False
+    # No credentials: the addresses are logged.
+    return url.scheme in ("http", "https") and bool(url.hostname) and url.username is None and url.path in ("", "/")
 
 
 S = TypeVar("S", bound=BaseSettings)

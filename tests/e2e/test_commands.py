@@ -100,6 +100,19 @@ async def test_a_refused_command_says_why_in_one_sentence(
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("service", ["gateway", "worker"])
+async def test_a_service_that_asks_for_more_replicas_than_there_can_be_says_so_and_ends(
+    nats_server: NatsServer, docker_host: str, service: str
+) -> None:
+    """Exit code 3, in one sentence that says what to set."""
+    env = {"NATS_URL": nats_server.url, "DURABILITY": "power", "PORT": "0", "HEALTH_PORT": "0"}
+    code, output = await run(service, DOCKER_HOST=docker_host, LOG_FORMAT="json", **env)
+
+    assert code == 3, output
+    assert "set NATS_REPLICAS=1" in output
+    assert "Traceback" not in output
+
+
 async def test_a_gateway_that_is_not_there_is_said_plainly() -> None:
     """Exit code 3."""
     code, output = await run("client", "servers", ORCHESTRATOR_URL="http://127.0.0.1:1", NO_COLOR="1")

@@ -18,7 +18,15 @@ import common.schema
 import gateway.problem
 import worker.errors
 from common import headers, streams, subjects
-from common.errors import CallerError, Fenced, InvalidParams, ServiceError, StreamConflict, UndecodableMessage
+from common.errors import (
+    CallerError,
+    Fenced,
+    InvalidParams,
+    NotClustered,
+    ServiceError,
+    StreamConflict,
+    UndecodableMessage,
+)
 from common.feed import StoredEvent
 from common.job_errors import JobError
 from common.schema import Event, EventType, Message, Outcome
@@ -34,6 +42,7 @@ DOCUMENT = (Path(__file__).parents[2] / "docs/protocol.md").read_text()
 NEVER_SENT: dict[type[ServiceError], str] = {
     Fenced: "whoever is fenced decides anew",
     StreamConflict: "the process that meets it does not start",
+    NotClustered: "the process that meets it does not start",
     common.catalog.CatalogFault: "told to who applies the catalog",
 }
 NOT_OURS = ("$JS.", "$KV.")

@@ -290,12 +290,12 @@ async def test_the_watch_looks_at_once_and_again_until_it_is_cancelled(
     async with running(tmp_path, "process") as (_, bus), asyncio.TaskGroup() as tasks:
         durable = Durability(BusSettings(nats_replicas=2))
         watching = tasks.create_task(durable.watch(bus, 0.01))
-        await until(lambda: len(durable.weaknesses) == 7)
+        await until(lambda: len(durable.weaknesses) == len(stream_configs(Limits())))
         await bus.client.jetstream().delete_stream(JOBS)
         await until(lambda: any(entry["event"] == "durability not checked, retrying" for entry in log.entries))
         await bus.client.jetstream().add_stream(stream_configs(Limits())[0])
         durable.weaknesses = []
-        await until(lambda: len(durable.weaknesses) == 7)
+        await until(lambda: len(durable.weaknesses) == len(stream_configs(Limits())))
         watching.cancel()
 
     assert watching.cancelled()

@@ -20,6 +20,7 @@ ServiceError
 │   └── ServerNotReady          no worker has a working container of that server
 └── BrokenError                 the system or its set-up is at fault; an operator must look
     ├── StreamConflict          a stream exists with other settings than ours
+    ├── NotClustered            more replicas are asked for than a server that stands alone can have
     ├── UndecodableMessage      bytes on the wire that this version cannot read
     └── Fenced                  the store already holds a newer event of the job
 
@@ -206,6 +207,17 @@ class StreamConflict(BrokenError):
             f"stream {stream} exists with other settings: {said}; change the setting that asks for this,"
             f" edit the stream (nats stream edit {stream}) or remove it",
             stream=stream,
+        )
+
+
+class NotClustered(BrokenError):
+    type = "not_clustered"
+
+    def __init__(self, replicas: int) -> None:
+        super().__init__(
+            f"{replicas} replicas are asked for, and the NATS server stands alone: set NATS_REPLICAS=1,"
+            " or NATS_URL to the servers of a JetStream cluster",
+            replicas=replicas,
         )
 
 

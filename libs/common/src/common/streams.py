@@ -20,10 +20,10 @@ from nats.js.api import (
     StorageType,
     StreamConfig,
 )
-from nats.js.errors import NotFoundError
+from nats.js.errors import APIError, NotFoundError
 
 from common import subjects
-from common.errors import StreamConflict
+from common.errors import NotClustered, StreamConflict
 
 JOBS: Final = "JOBS"
 SESSIONS: Final = "SESSIONS"
@@ -36,6 +36,8 @@ SESSIONS_BUCKET: Final = "sessions"
 IDEMPOTENCY_BUCKET: Final = "idempotency"
 ROLES_BUCKET: Final = "roles"
 
+_NO_REPLICAS_ALONE: Final = 10074
+"""JetStream's code for replicas > 1 on a server without a cluster."""
 _GIB: Final = 1024**3
 _HOUR_S: Final = 3600.0
 
@@ -166,6 +168,7 @@ async def ensure_streams(js: JetStreamContext, limits: Limits) -> str:
 
     Raises:
         StreamConflict: if a stream exists with settings other than ours.
+        NotClustered: if the server stands alone and more than one replica is asked for.
     """
     epoch = ""
     for config in stream_configs(limits):
@@ -173,7 +176,7 @@ async def ensure_streams(js: JetStreamContext, limits: Limits) -> str:
         try:
             info = await js.stream_info(config.name)
         except NotFoundError:
-            await js.add_stream(config)
+            await _add_stream(js, config)
             info = await js.stream_info(config.name)
         differences = _differences(config, info.config)
         if differences:
@@ -201,6 +204,15 @@ async def keeping(js: JetStreamContext, limits: Limits) -> list[Keeping]:
         # Before 2.12 servers have no persist_mode; those that have one leave out the default.
         found.append(Keeping(name, config.num_replicas or 1, str(_plain(config.persist_mode)) == "async"))
     return found
+
+
+async def _add_stream(js: JetStreamContext, config: StreamConfig) -> None:
+    try:
+        await js.add_stream(config)
+    except APIError as exc:
+        if exc.err_code == _NO_REPLICAS_ALONE:
+            raise NotClustered(config.num_replicas or 1) from exc
+        raise
 
 
 async def ensure_consumer(js: JetStreamContext, config: ConsumerConfig) -> None:

@@ -6,13 +6,13 @@ import socket
 from typing import Final
 
 from common import lifecycle, log
-from common.errors import StreamConflict
+from common.errors import BrokenError
 from common.settings import load
 from gateway.server import listen, serve
 from gateway.settings import GatewaySettings
 
 EXIT_CANNOT_LISTEN: Final = 1
-EXIT_STREAM_CONFLICT: Final = 3
+EXIT_CANNOT_WORK: Final = 3
 
 
 async def _serve(settings: GatewaySettings, listener: socket.socket) -> None:
@@ -30,9 +30,9 @@ def main() -> None:
         raise SystemExit(EXIT_CANNOT_LISTEN) from None
     try:
         lifecycle.run(_serve(settings, listener))
-    except StreamConflict as exc:
+    except BrokenError as exc:
         logger.error("gateway cannot work", reason=exc.message)
-        raise SystemExit(EXIT_STREAM_CONFLICT) from None
+        raise SystemExit(EXIT_CANNOT_WORK) from None
 
 
 if __name__ == "__main__":

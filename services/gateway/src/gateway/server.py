@@ -54,7 +54,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event, listener: socket
 
     Raises:
         OSError: if the address cannot be had.
-        StreamConflict: if NATS has a stream with other settings.
+        StreamConflict, NotClustered: if the streams cannot be as the settings ask.
     """
     listener = listener or listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]

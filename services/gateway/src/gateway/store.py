@@ -44,7 +44,7 @@ class Store:
         """Connect, for as long as it takes, and keep the connection and the catalog view until cancelled.
 
         Raises:
-            StreamConflict: if a stream exists with other settings: nothing here can work then.
+            StreamConflict, NotClustered: if the streams cannot be as the settings ask: nothing here can work then.
         """
         async with connect(self._settings, "gateway") as bus:
             try:

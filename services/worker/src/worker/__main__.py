@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from common import lifecycle, log, settings
+from common.errors import BrokenError
 from worker import app
 from worker.settings import WorkerSettings
+
+EXIT_CANNOT_WORK: Final = 3
 
 
 async def serve(settings_: WorkerSettings, stop: asyncio.Event) -> None:
@@ -21,4 +25,9 @@ async def main(settings_: WorkerSettings) -> None:
 if __name__ == "__main__":
     worker_settings = settings.load(WorkerSettings)
     log.configure(worker_settings.log_level, worker_settings.log_format, service="worker")
-    lifecycle.run(main(worker_settings))
+    try:
+        lifecycle.run(main(worker_settings))
+    except* BrokenError as group:
+        for fault in group.exceptions:
+            log.get(__name__).error("worker cannot work", reason=str(fault))
+        raise SystemExit(EXIT_CANNOT_WORK) from None

@@ -132,15 +132,18 @@ class Jobs:
         return {"job": job, "state": state}
 
     async def cancel_all(self, session: str) -> list[str]:
-        """Cancel what waits or runs; the ids of those jobs."""
-        cancelled = []
-        for job in await self._store.bus.unfinished_jobs(session):
-            try:
-                _, asked = await self._cancel(session, job)
-            except UnknownJob:
-                continue  # its events are past the resume window
-            if asked:
-                cancelled.append(job)
+        """Cancel what waits or runs, and what other gateways accept meanwhile; the ids of those jobs."""
+        cancelled: list[str] = []
+        seen: set[str] = set()
+        while found := [job for job in await self._store.bus.unfinished_jobs(session) if job not in seen]:
+            seen.update(found)
+            for job in found:
+                try:
+                    _, asked = await self._cancel(session, job)
+                except UnknownJob:
+                    continue  # its events are past the resume window
+                if asked:
+                    cancelled.append(job)
         return cancelled
 
     async def _cancel(self, session: str, job: str) -> tuple[str, bool]:

@@ -328,7 +328,7 @@ async def connect(settings: BusSettings, name: str) -> AsyncIterator[Bus]:
             max_reconnect_attempts=-1,
             reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]  # seconds; fractions work
             connect_timeout=2,
-            ping_interval=10,
+            ping_interval=3,  # a node that hangs is left after three of them
             max_outstanding_pings=2,
             pending_size=PENDING_BYTES,
         )

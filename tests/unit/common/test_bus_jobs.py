@@ -34,10 +34,10 @@ async def until_unfinished(bus: Bus, session: str, jobs: list[str]) -> None:
 
 
 async def test_an_accepted_job_is_a_queued_event_and_a_message_in_the_queue(bus: Bus) -> None:
-    """The answer is the number of the event; the trace of the request goes with the message."""
+    """The answer is the numbers of both; the trace of the request goes with the message."""
     accepted = counted("jobs_accepted_total", server=SERVER)
     job = make_job(arguments={"text": "hello"}, meta={"m": 1})
-    seq = await bus.enqueue_job(job, TRACEPARENT)
+    seq, job_seq = await bus.enqueue_job(job, TRACEPARENT)
     queued = await bus.last_event(job.session, job.id)
     message = await bus.client.jetstream().get_last_msg(JOBS, subjects.jobs(SERVER, SESSION))
 
@@ -45,6 +45,7 @@ async def test_an_accepted_job_is_a_queued_event_and_a_message_in_the_queue(bus:
     assert (queued.seq, queued.event.type, queued.event.attempt) == (seq, "queued", 0)
     assert queued.event.data == {"server": SERVER, "tool": "echo"}
     assert message.data is not None
+    assert message.seq == job_seq
     assert Job.decode(message.data) == job
     assert message.headers == {headers.MSG_ID: job.id, headers.TRACEPARENT: TRACEPARENT}
     assert counted("jobs_accepted_total", server=SERVER) == accepted + 1
@@ -53,11 +54,11 @@ async def test_an_accepted_job_is_a_queued_event_and_a_message_in_the_queue(bus:
 async def test_a_job_id_is_accepted_once(bus: Bus, nats_server: NatsServer) -> None:
     """Whichever gateway tries a second time gets the first one's number; nothing is queued twice."""
     job = make_job()
-    seq = await bus.enqueue_job(job)
+    accepted = await bus.enqueue_job(job)
 
     async with open_bus(nats_server) as other:
-        assert await other.enqueue_job(job) == seq
-    assert await events_of(bus, SESSION) == [(seq, job.id, "queued")]
+        assert await other.enqueue_job(job) == accepted
+    assert await events_of(bus, SESSION) == [(accepted.seq, job.id, "queued")]
     assert await message_count(bus, JOBS) == 1
 
 

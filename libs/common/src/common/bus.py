@@ -7,8 +7,9 @@ there: callers meet only `common.errors`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 import nats
 import nats.errors
@@ -20,7 +21,7 @@ from nats.js.api import RawStreamMsg
 from common import headers, metrics, subjects
 from common.consumer import JobConsumer, Room
 from common.errors import QueueFull, StoreUnavailable, UndecodableMessage
-from common.event_log import EventLog
+from common.job_queue import JobQueue, job_of
 from common.log import get
 from common.nats_connection import WRONG_LAST_SEQUENCE, obey_cancellation, translated, without_credentials
 from common.publisher import Acknowledgement, Publisher
@@ -38,7 +39,16 @@ QUEUE_FULL_RETRY_S = 1.0
 _SUBJECT_FULL = 10077
 
 
-class Bus(EventLog):
+class Accepted(NamedTuple):
+    """What the store answered to a job."""
+
+    seq: int
+    """Number of its `queued` event."""
+    job_seq: int
+    """Its number in the queue."""
+
+
+class Bus(JobQueue):
     """One connection to NATS. Made by `connect()`; safe for use by all tasks of the process."""
 
     def __init__(self, client: Client, publisher: Publisher, settings: BusSettings) -> None:
@@ -76,8 +86,8 @@ class Bus(EventLog):
 
     # --- jobs -----------------------------------------------------------------------------------------
 
-    async def enqueue_job(self, job: Job, traceparent: str | None = None, fingerprint: str = "") -> int:
-        """Store the job; when this returns it is accepted. Returns the number of its `queued` event.
+    async def enqueue_job(self, job: Job, traceparent: str | None = None, fingerprint: str = "") -> Accepted:
+        """Store the job; when this returns it is accepted.
 
         Both are sent at once and waited for together: one round trip (docs/adr/0002). The job goes first, because
         its way is the longer one: the store has the event before a worker can have answered. A job that was stored
@@ -99,26 +109,26 @@ class Bus(EventLog):
             job_headers[headers.TRACEPARENT] = traceparent
         with translated("accepting a job"):
             try:
-                seq = await self._store_job(job, queued, job_headers)
+                accepted = await self._store_job(job, queued, job_headers)
             except TimeoutError:
-                seq = await self._store_job(job, queued, job_headers)  # what of it was stored is stored once
+                accepted = await self._store_job(job, queued, job_headers)  # what of it was stored is stored once
         metrics.JOBS_ACCEPTED.labels(job.server).inc()
-        return seq
+        return accepted
 
-    async def _store_job(self, job: Job, queued: Event, job_headers: dict[str, str]) -> int:
+    async def _store_job(self, job: Job, queued: Event, job_headers: dict[str, str]) -> Accepted:
         queued_subject = subjects.queued_event(job.session, job.id)
         queued_headers = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: "0"}
         accepted = await self._publisher.send(subjects.jobs(job.server, job.session), job.encode(), job_headers)
         stored = await self._publisher.send(queued_subject, queued.encode(), queued_headers)
         seq = await self._seq_of_queued(stored, job)
         try:
-            await accepted.seq()
+            job_seq = await accepted.seq()
         except nats.js.errors.APIError as exc:
             await self._js.purge_stream(SESSIONS, subject=queued_subject)
             if exc.err_code == _SUBJECT_FULL:
                 raise QueueFull(job.server, self.limits.queue_limit, QUEUE_FULL_RETRY_S) from exc
             raise
-        return seq
+        return Accepted(seq, job_seq)
 
     async def _seq_of_queued(self, stored: Acknowledgement, job: Job) -> int:
         try:
@@ -209,52 +219,6 @@ class Bus(EventLog):
             except nats.js.errors.APIError:
                 return  # acknowledged or deleted meanwhile
 
-    async def unfinished_jobs(self, session: str) -> list[str]:
-        """Ids of the session's jobs that wait or run: a job leaves the queue after its terminal event is stored."""
-        return [job_of(msg) async for msg in self.jobs_in_queue(subjects.jobs_of_session(session)) if job_of(msg)]
-
-    async def jobs_in_queue(self, subject: str, after: int = 0) -> AsyncGenerator[RawStreamMsg]:
-        """Every message of a subject of the queue with a number above `after`, in order: jobs that wait or run.
-
-        As the stream's leader has them, one at a time: a replica may be behind, and would hide the newest.
-        """
-        while (msg := await self._next_in_queue(subject, after)) is not None:
-            yield msg
-            after = msg.seq or 0
-
-    async def oldest_job_seq(self, server: str, session: str, after: int = 0) -> int | None:
-        """Stream number of the oldest job of the session on the server that has not ended; None if there is none.
-
-        Numbers up to `after` are left out: an acknowledgement takes a moment to remove its job.
-        """
-        oldest = await self._next_in_queue(subjects.jobs(server, session), after)
-        return oldest.seq if oldest else None
-
-    async def _next_in_queue(self, subject: str, after: int) -> RawStreamMsg | None:
-        async def read() -> RawStreamMsg | None:
-            try:
-                direct = self.one_replica
-                return await self._reads.get_msg(JOBS, seq=after + 1, subject=subject, direct=direct, next=True)
-            except nats.js.errors.NotFoundError:
-                return None
-
-        return await self.patiently("reading the queue", read)
-
-    async def servers_in_queue(self) -> set[str]:
-        """Servers that jobs wait or run for, whether the catalog has them or not."""
-        with translated("reading the queue"):
-            info = await self._js.stream_info(JOBS, subjects_filter=subjects.ALL_JOBS)
-        return {subject.split(".")[1] for subject in info.state.subjects or {}}
-
-    async def queue_depth(self, server: str) -> tuple[int, int]:
-        """How many jobs of a server wait, and how many are with a worker."""
-        with translated("reading the queue depth"):
-            try:
-                info = await self._js.consumer_info(JOBS, server)
-            except nats.js.errors.NotFoundError:
-                return 0, 0
-        return info.num_pending or 0, info.num_ack_pending or 0
-
     # --- what the connection reports ------------------------------------------------------------------
 
     async def on_disconnected(self) -> None:
@@ -282,12 +246,6 @@ class Bus(EventLog):
                 feed.resync()
         if not isinstance(exc, asyncio.CancelledError):
             _log.warning("NATS", error=f"{type(exc).__name__}: {exc}")
-
-
-def job_of(msg: RawStreamMsg) -> str:
-    """Id of the job of a message in the queue; empty if it has none that can be one."""
-    job = (msg.headers or {}).get(headers.MSG_ID, "")
-    return job if subjects.TOKEN.match(job) else ""
 
 
 @asynccontextmanager

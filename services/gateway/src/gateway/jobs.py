@@ -87,7 +87,8 @@ class Jobs:
             tools.check(tool, arguments)
         if idempotency_key is not None:
             return await self._call_once(bus, job, idempotency_key, traceparent)
-        return {"job": job.id, "seq": await bus.enqueue_job(job, traceparent)}
+        accepted = await bus.enqueue_job(job, traceparent)
+        return {"job": job.id, "seq": accepted.seq}
 
     async def _call_once(self, bus: Bus, job: Job, key: str, traceparent: str | None) -> dict[str, Any]:
         """Accept a job unless the key stands for one that was."""
@@ -97,8 +98,8 @@ class Jobs:
         if known is not None and job.created_ms - known.event.time_ms > HALF_ACCEPTED_MS:
             return {"job": id_, "seq": known.seq}
         # New, or so young that whoever accepted it may have died half-way: the store keeps one of it in any case.
-        seq = await bus.enqueue_job(job.model_copy(update={"id": id_}), traceparent)
-        return {"job": id_, "seq": seq}
+        accepted = await bus.enqueue_job(job.model_copy(update={"id": id_}), traceparent)
+        return {"job": id_, "seq": accepted.seq}
 
     async def get(self, session: str, job: str) -> dict[str, Any]:
         """The job as its newest event tells it.

@@ -19,11 +19,12 @@ from typing import Final
 from nats.js.api import RawStreamMsg
 
 from common import metrics, subjects
-from common.bus import Bus, job_of
+from common.bus import Bus
 from common.ending import Ending
 from common.errors import Fenced, StoreUnavailable, UndecodableMessage
 from common.feed import StoredEvent
 from common.job_errors import JobError, NotAccepted, OutcomeUnknown, QueueTimeout, ServerRemoved
+from common.job_queue import job_of
 from common.job_state import Signal, State, state_after, step
 from common.log import get
 from common.role import Role

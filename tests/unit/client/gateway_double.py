@@ -38,10 +38,17 @@ class Store:
     def last(self) -> int:
         return self.events[-1]["seq"] if self.events else 100
 
-    def add(self, job: str, type: str, **data: Any) -> dict[str, Any]:
+    def add(self, job: str, type: str, *, attempt: int = 1, **data: Any) -> dict[str, Any]:
         """Store an event without telling anybody."""
-        seq = self.last + 3  # numbers have gaps
-        event = {"session": SESSION, "job": job, "seq": seq, "attempt": 1, "type": type, "time_ms": 0, "data": data}
+        event = {
+            "session": SESSION,
+            "job": job,
+            "seq": self.last + 3,  # numbers have gaps
+            "attempt": attempt,
+            "type": type,
+            "time_ms": 0,
+            "data": data,
+        }
         self.events.append(event)
         return event
 

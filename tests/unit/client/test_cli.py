@@ -254,6 +254,43 @@ async def test_progress_is_a_bar_on_a_terminal(gateway: GatewayDouble, store: St
     assert "1/4" in shown
 
 
+async def test_a_waiting_call_says_how_many_are_ahead(gateway: GatewayDouble, store: Store) -> None:
+    """Once it has started, a report that came late says nothing any more; the tool's own progress does."""
+    ahead = {"progress": 0, "total": 3, "position": 3, "message": "3 jobs ahead in the queue of time"}
+    late = {"progress": 2, "total": 3, "position": 1, "message": "1 job ahead in the queue of time"}
+    async with running(gateway.url, "call", "time", "now") as process:
+        await accept(gateway)
+        await store.emit("job1", "progress", attempt=0, **ahead)
+        await store.emit("job1", "started", worker="w-1", container="c-1", warm=True)
+        await store.emit("job1", "progress", attempt=0, **late)
+        await store.emit("job1", "progress", progress=1, total=4, message="step one")
+        await store.emit("job1", "result", outcome="succeeded", result=text("noon"))
+        got = await ended(process)
+
+    assert got.err.splitlines() == ["time now: 3 jobs ahead in the queue of time", "time now: 1/4 step one"]
+    assert got.out == "noon\n"
+
+
+async def test_a_waiting_call_on_a_terminal_says_how_many_are_ahead(gateway: GatewayDouble, store: Store) -> None:
+    """In words: the bar is the tool's own."""
+    ahead = {"progress": 1, "total": 3, "position": 2, "message": "2 jobs ahead in the queue of time"}
+    ours, theirs = pty.openpty()
+    try:
+        async with running(gateway.url, "call", "time", "now", stderr=theirs) as process:
+            await accept(gateway)
+            await store.emit("job1", "progress", attempt=0, **ahead)
+            await store.emit("job1", "result", outcome="succeeded", result=text("noon"))
+            out, _ = await process.communicate()
+        shown = os.read(ours, 65536).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+    assert out == b"noon\n"
+    assert "2 jobs ahead in the queue of time" in shown
+    assert "1/3" not in shown
+
+
 async def test_servers_are_a_table(gateway: GatewayDouble) -> None:
     """With the reason where one is not ready."""
     gateway.answers["servers/list"] = {
@@ -357,6 +394,8 @@ async def test_events_of_a_session_are_followed(gateway: GatewayDouble, store: S
     async with running(gateway.url, "events", SESSION, "--all") as process:
         assert process.stdout is not None
         assert (await process.stdout.readline()).split()[1:] == [b"job1", b"1", b"queued", b"time", b"now"]
+        await store.emit("job1", "progress", attempt=0, progress=1, total=2, position=1, message="1 job ahead")
+        assert (await process.stdout.readline()).split()[1:] == [b"job1", b"0", b"progress", b"1", b"job", b"ahead"]
         process.send_signal(signal.SIGINT)
         assert (await ended(process)).code == 130
 

@@ -17,9 +17,11 @@ from common.errors import (
     InvalidParams,
     PayloadTooLarge,
     QueueFull,
+    RateLimited,
     ServiceError,
     StoreUnavailable,
     StreamConflict,
+    TooManyJobs,
     UnavailableError,
     UnknownServer,
     UnknownTool,
@@ -106,6 +108,24 @@ def test_a_full_queue_tells_limit_depth_and_when_to_come_back() -> None:
     assert exc.data == {"server": "srv", "limit": 5, "depth": 5, "retry_after_s": 1.5}
     assert "5 jobs" in exc.message
     assert "1.5 s" in exc.message
+
+
+def test_a_tenant_that_is_too_fast_is_told_its_rate_too() -> None:
+    """Limit and depth are those of its burst."""
+    exc = RateLimited(50, 100, 100, 0.02)
+
+    assert exc.data == {"limit": 100, "depth": 100, "rate_per_s": 50, "retry_after_s": 0.02}
+    assert "50 times a second" in exc.message
+    assert "0.02 s" in exc.message
+
+
+def test_a_session_with_too_many_jobs_is_told_how_many_it_has() -> None:
+    """Which may be more than the limit, where another gateway accepted some at the same time."""
+    exc = TooManyJobs(256, 258, 1.0)
+
+    assert exc.data == {"limit": 256, "depth": 258, "retry_after_s": 1.0}
+    assert "258 jobs" in exc.message
+    assert "256 at once" in exc.message
 
 
 def test_what_is_unknown_is_answered_with_what_there_is() -> None:

@@ -9,9 +9,11 @@ import pytest
 from common.errors import (
     InvalidParams,
     QueueFull,
+    RateLimited,
     ServerNotReady,
     ServiceError,
     StoreUnavailable,
+    TooManyJobs,
     Unauthenticated,
     UnknownSession,
 )
@@ -25,6 +27,8 @@ from gateway.problem import InternalError, problem
         (InvalidParams("invalid params", [{"path": "$.a", "message": "no"}]), 400, None),
         (Unauthenticated("no key"), 401, None),
         (QueueFull("math", 3, 1.2), 429, "2"),
+        (RateLimited(10, 20, 20, 0.1), 429, "1"),
+        (TooManyJobs(256, 257, 1.0), 429, "1"),
         (StoreUnavailable("away"), 503, "1"),
         (ServerNotReady("math", "no image"), 503, "1"),
         (InternalError(), 500, None),

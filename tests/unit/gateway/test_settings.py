@@ -47,6 +47,37 @@ def test_keys_are_read_from_the_environment_as_json(monkeypatch: pytest.MonkeyPa
     assert (settings.api_keys, settings.job_timeout_ms) == (KEYS, 5)
 
 
+def test_limits_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rate of 0 sets none."""
+    for name, value in {"TENANT_RATE": "0", "TENANT_BURST": "7", "MAX_JOBS_IN_FLIGHT": "9"}.items():
+        monkeypatch.setenv(name, value)
+
+    settings = load(GatewaySettings)
+
+    assert (settings.tenant_rate, settings.tenant_burst, settings.max_jobs_in_flight) == (0, 7, 9)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "fault"),
+    [
+        ("tenant_rate", -1, "greater than or equal to 0"),
+        ("tenant_rate", 1e-9, "must be 0, which sets no limit, or at least 0.01"),
+        ("tenant_rate", "fast", "valid number"),
+        ("tenant_rate", "inf", "less than or equal to"),
+        ("tenant_rate", "nan", "less than or equal to"),
+        ("tenant_burst", 0, "greater than or equal to 1"),
+        ("max_jobs_in_flight", 0, "greater than or equal to 1"),
+        ("max_jobs_in_flight", 1.5, "valid integer"),
+    ],
+)
+def test_a_limit_that_cannot_be_used_is_a_fault(setting: str, value: object, fault: str) -> None:
+    """No call at all would pass, or nobody could tell which."""
+    refused = faults(**{setting: value})
+
+    assert setting in refused
+    assert fault in refused
+
+
 @pytest.mark.parametrize(
     ("keys", "fault"),
     [

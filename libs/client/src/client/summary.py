@@ -29,6 +29,8 @@ def summary(event: Event) -> str:
             warm = "warm" if data.get("warm") else "cold"
             lost = ", state lost" if data.get("state_lost") else ""
             said = f"on {data.get('worker')} in {warm} container {str(data.get('container'))[:12]}{lost}"
+        case "progress" if event.attempt == 0:
+            said = data.get("message") or "waiting"
         case "progress":
             total = f"/{data['total']:g}" if data.get("total") else ""
             said = f"{data.get('progress', 0):g}{total} {data.get('message') or ''}"

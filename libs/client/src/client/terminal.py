@@ -44,6 +44,7 @@ class CallView:
     def __init__(self, name: str, as_json: bool) -> None:
         self._name = name
         self._as_json = as_json
+        self._started = False
         self._streamed = False
         self._progress = Progress(
             SpinnerColumn(),
@@ -69,8 +70,13 @@ class CallView:
             print_json(asdict(event))
             return
         match event.type:
-            case "queued" | "started":
+            case "queued":
                 self._say(f"{self._name} {event.type}")
+            case "started":
+                self._started = True
+                self._say(f"{self._name} {event.type}")
+            case "progress" if event.attempt == 0:
+                self._show_position(event.data)
             case "progress":
                 self._show_progress(event.data)
             case "output":
@@ -95,6 +101,16 @@ class CallView:
             self._say(shorten(said or self._name, 40), completed=done, total=total, count=count)
         else:
             print(f"{self._name}: {count} {said}".rstrip(), file=sys.stderr, flush=True)
+
+    def _show_position(self, data: dict[str, Any]) -> None:
+        """How far the call has come in its queue; a report that the start has overtaken says nothing any more."""
+        if self._started:
+            return
+        said = data.get("message") or "waiting"
+        if self._visible:
+            self._say(shorten(said, 40))  # no bar: that is the tool's own
+        else:
+            print(f"{self._name}: {said}", file=sys.stderr, flush=True)
 
     def _show_output(self, data: dict[str, Any]) -> None:
         self.close()

@@ -14,6 +14,8 @@ ServiceError
 │   ├── UnknownJob
 │   ├── PayloadTooLarge
 │   ├── IdempotencyKeyReused    the key stands for another request
+│   ├── RateLimited             the tenant calls faster than it may
+│   ├── TooManyJobs             the session has as many jobs as it may, over all servers
 │   └── QueueFull               the session's queue on one server is at its limit
 ├── UnavailableError            nobody's fault for good; repeating later may work
 │   ├── StoreUnavailable        NATS or JetStream does not answer
@@ -156,6 +158,41 @@ class IdempotencyKeyReused(CallerError):
         super().__init__(
             f"idempotency key {key!r} was used for job {job} with another server, tool or arguments; use a new key",
             job=job,
+        )
+
+
+class RateLimited(CallerError):
+    """`limit` calls may come at once, and `rate_per_s` after them; `depth` of the `limit` are used up."""
+
+    type = "rate_limited"
+    code = 429
+    status = 429
+    retryable = True
+
+    def __init__(self, rate_per_s: float, limit: int, depth: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"this tenant calls faster than {rate_per_s:g} times a second, and has used up the {limit} calls that it"
+            f" may make at once; try again in {retry_after_s:g} s",
+            limit=limit,
+            depth=depth,
+            rate_per_s=rate_per_s,
+            retry_after_s=retry_after_s,
+        )
+
+
+class TooManyJobs(CallerError):
+    type = "too_many_jobs"
+    code = 429
+    status = 429
+    retryable = True
+
+    def __init__(self, limit: int, depth: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"this session has {depth} jobs that wait or run, and may have {limit} at once;"
+            f" try again in {retry_after_s:g} s",
+            limit=limit,
+            depth=depth,
+            retry_after_s=retry_after_s,
         )
 
 

@@ -115,6 +115,10 @@ class EventLog(Buckets):
         """Has a client asked for the end of a job that had started?"""
         return await self._last_of(subjects.cancel_event(session, job)) is not None
 
+    async def last_position(self, session: str, job: str) -> StoredEvent | None:
+        """What was told last of how far a waiting job has come."""
+        return await self._last_of(subjects.waiting_event(session, job))
+
     async def newest_event_seq(self, session: str) -> int:
         """Number of a session's newest event, 0 if it has none."""
         newest = await self._last_message(subjects.events_of_session(session))

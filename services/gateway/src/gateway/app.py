@@ -13,6 +13,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount, WebSocketRoute
 
 from common.errors import ServiceError
+from gateway.admission import Admission
 from gateway.authentication import Authentication, Keys
 from gateway.catalog_view import CatalogView
 from gateway.connections import Connections
@@ -21,6 +22,7 @@ from gateway.http import HttpDoor
 from gateway.jobs import Jobs
 from gateway.methods import Methods
 from gateway.problem import on_http_exception, on_service_error
+from gateway.queue_positions import QueuePositions
 from gateway.sessions import Sessions
 from gateway.settings import GatewaySettings
 from gateway.status import Status
@@ -44,22 +46,30 @@ class Gateway:
         self.store = Store(settings)
         self.catalog = CatalogView()
         self.connections = Connections()
+        self.positions = QueuePositions(self.store)
         self.failed = asyncio.Event()
         self.failure: Exception | None = None
         """What ended the background work, if it did not end by being stopped; `failed` is set then."""
         self.methods = Methods(
             Sessions(self.store),
-            Jobs(self.store, self.catalog, settings.job_timeout_ms),
+            Jobs(
+                self.store,
+                self.catalog,
+                Admission(self.store, settings),
+                self.positions,
+                settings.job_timeout_ms,
+            ),
             self.catalog,
             Status(self.store, self.catalog, self.connections),
         )
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Hold the connection to NATS, and drain the clients' connections when told."""
+        """Hold the connection to NATS, do what goes on beside requests, drain the connections when told."""
         async with asyncio.TaskGroup() as tasks:
             background = {
                 tasks.create_task(self._hold_store()),
+                tasks.create_task(self.positions.run()),
                 tasks.create_task(self.connections.drain_when_told()),
                 tasks.create_task(Sweeper(self.store, self.catalog, self.settings.sweep_period_s).run()),
             }

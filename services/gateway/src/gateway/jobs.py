@@ -8,14 +8,16 @@ from typing import Any, Final
 from common import subjects
 from common.bus import Bus
 from common.ending import Ending
-from common.errors import Fenced, InvalidArguments, PayloadTooLarge, StoreUnavailable, UnknownJob
+from common.errors import Fenced, InvalidArguments, PayloadTooLarge, StoreUnavailable, TooManyJobs, UnknownJob
 from common.feed import StoredEvent
 from common.job_state import Signal, State, state_after, step
 from common.log import get
 from common.schema import Event, Job, now_ms
+from gateway.admission import Admission
 from gateway.catalog_view import CatalogView
 from gateway.idempotency import claim, fingerprint
 from gateway.job_end import end_job
+from gateway.queue_positions import QueuePositions
 from gateway.store import Store
 
 _log = get(__name__)
@@ -33,9 +35,18 @@ OUTCOME_FIELDS: Final = ("outcome", "result", "error", "timings")
 class Jobs:
     """The jobs of all sessions. Callers have made sure that the session is theirs."""
 
-    def __init__(self, store: Store, catalog: CatalogView, default_timeout_ms: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        catalog: CatalogView,
+        admission: Admission,
+        positions: QueuePositions,
+        default_timeout_ms: int,
+    ) -> None:
         self._store = store
         self._catalog = catalog
+        self._admission = admission
+        self._positions = positions
         self._default_timeout_ms = default_timeout_ms
 
     async def call(
@@ -53,13 +64,16 @@ class Jobs:
         """Accept a call: when this returns the store has it, and exactly one `result` event will follow.
 
         Raises:
+            RateLimited: if the tenant calls faster than it may.
             IdempotencyKeyReused: if the key stands for another call of the session.
             UnknownServer, ServerNotReady, UnknownTool, InvalidArguments: nothing was stored.
             PayloadTooLarge: if it exceeds what one message of the store can hold.
-            QueueFull: if the session has as many jobs on that server as it may.
+            TooManyJobs: if the session has as many jobs as it may, over all servers.
+            QueueFull: if it has as many on that server as it may.
             StoreUnavailable: if the store did not confirm.
         """
         bus = self._store.bus
+        self._admission.count_call(tenant)
         spec = self._catalog.server(server)
         tools = self._catalog.tools(server)
         tools.require(tool)
@@ -86,20 +100,35 @@ class Jobs:
         else:
             tools.check(tool, arguments)
         if idempotency_key is not None:
-            return await self._call_once(bus, job, idempotency_key, traceparent)
-        accepted = await bus.enqueue_job(job, traceparent)
-        return {"job": job.id, "seq": accepted.seq}
+            return await self._call_once(bus, job, idempotency_key, traceparent, size)
+        async with self._admission.place(session):
+            return await self._enqueue(bus, job, traceparent, size)
 
-    async def _call_once(self, bus: Bus, job: Job, key: str, traceparent: str | None) -> dict[str, Any]:
+    async def _call_once(self, bus: Bus, job: Job, key: str, traceparent: str | None, size: int) -> dict[str, Any]:
         """Accept a job unless the key stands for one that was."""
         print_ = fingerprint(job.server, job.tool, job.arguments)
         id_, is_new = await claim(bus, job.session, key, print_)
         known = None if is_new else await bus.queued_event(job.session, id_)
-        if known is not None and job.created_ms - known.event.time_ms > HALF_ACCEPTED_MS:
+        once = job.model_copy(update={"id": id_})
+        if known is None:
+            try:
+                async with self._admission.place(job.session):
+                    return await self._enqueue(bus, once, traceparent, size)
+            except TooManyJobs:
+                # A call with the same key may have got the last place just now.
+                known = await bus.queued_event(job.session, id_)
+                if known is None:
+                    raise
+        if job.created_ms - known.event.time_ms > HALF_ACCEPTED_MS:
             return {"job": id_, "seq": known.seq}
-        # New, or so young that whoever accepted it may have died half-way: the store keeps one of it in any case.
-        accepted = await bus.enqueue_job(job.model_copy(update={"id": id_}), traceparent)
-        return {"job": id_, "seq": accepted.seq}
+        # So young that whoever accepted it may have died half-way: the store keeps one of it in any case. It has its
+        # place already.
+        return await self._enqueue(bus, once, traceparent, size)
+
+    async def _enqueue(self, bus: Bus, job: Job, traceparent: str | None, size: int) -> dict[str, Any]:
+        accepted = await bus.enqueue_job(job, traceparent)
+        self._positions.add(job, accepted.job_seq, size)
+        return {"job": job.id, "seq": accepted.seq}
 
     async def get(self, session: str, job: str) -> dict[str, Any]:
         """The job as its newest event tells it.

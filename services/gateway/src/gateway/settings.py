@@ -16,6 +16,9 @@ from common.settings import BusSettings
 DEVELOPMENT_KEY: Final = "development"
 """The key of the tenant `development`: public, so it opens nothing but a loopback address."""
 
+RATE_MIN: Final = 0.01
+"""Calls a second: less is no rate that a client could wait for."""
+
 _SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -41,6 +44,13 @@ class GatewaySettings(BusSettings):
     """Sessions whose events one WebSocket carries."""
     max_requests_per_connection: int = Field(default=64, ge=1, le=10_000)
     """Requests of one WebSocket that are answered at once; beyond it the socket is not read."""
+    tenant_rate: float = Field(default=1_000, ge=0, le=1_000_000)
+    """Calls a second that one tenant may make through this gateway for long; 0 sets no limit. Each gateway counts for
+    itself."""
+    tenant_burst: int = Field(default=2_000, ge=1, le=10_000_000)
+    """Calls that one tenant may make at once, before TENANT_RATE holds it back."""
+    max_jobs_in_flight: int = Field(default=256, ge=1, le=1_000_000)
+    """Jobs of one session that may wait or run, on all servers and through all gateways."""
     ping_interval_s: float = Field(default=20, gt=0)
     """How often a WebSocket is pinged: keeps idle connections alive in what lies between."""
     event_stream_ping_interval_s: float = Field(default=15, gt=0)
@@ -49,6 +59,13 @@ class GatewaySettings(BusSettings):
     """Between two looks for jobs that nobody takes; one gateway of all looks."""
     drain_timeout_s: float = Field(default=10, gt=0)
     """From SIGTERM to the moment when connections that are still open are cut."""
+
+    @field_validator("tenant_rate")
+    @classmethod
+    def _a_rate_or_none(cls, rate: float) -> float:
+        if 0 < rate < RATE_MIN:
+            raise ValueError(f"must be 0, which sets no limit, or at least {RATE_MIN:g}")
+        return rate
 
     @field_validator("api_keys", mode="before")
     @classmethod

@@ -18,6 +18,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.typing import Subprotocol
 
+from tests.chaos.proxy import reset
+
 OPEN_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 8.0
 RECONNECT_MIN_S, RECONNECT_MAX_S = 0.05, 0.5
@@ -57,8 +59,8 @@ class Seen:
     """The client has asked for its end."""
     left: bool = False
     """The client has closed it, or follows it no longer."""
-    gaps: int = 0
-    """How often a resume was not `recovered`."""
+    gaps: list[str] = field(default_factory=list)
+    """Resumes that were not `recovered`."""
     ended: set[str] = field(default_factory=set)
     """Jobs whose terminal event came."""
 
@@ -99,7 +101,7 @@ class Client:
         """The socket is reset; the client stays away for that long."""
         self._away_until = time.monotonic() + seconds
         if self._socket is not None:
-            self._socket.transport.abort()
+            reset(self._socket.transport)
 
     def slow_down(self, seconds: float) -> None:
         """Take one event every SLOW_STEP_S for that long."""
@@ -217,7 +219,8 @@ class Client:
             seen.left = True
             return True
         if not opened["recovered"]:
-            seen.gaps += 1
+            at = f"at {time.time_ns() // 1_000_000}"
+            seen.gaps.append(f"{at} from {seen.epoch}:{params['seq']}, answered {opened['epoch']}:{opened['seq']}")
         return True
 
     async def _read(self, socket: ClientConnection) -> None:

@@ -34,7 +34,7 @@ CANCELLED, STUBBORN, WITH_PROGRESS, LONG, CLOSED = 0.08, 0.05, 0.25, 0.06, 0.5
 that are closed at once rather than left when their jobs have ended."""
 
 EXPLAINED = frozenset({"store_unavailable", "server_not_ready", "queue_full"})
-"""Refusals that faults explain; any other is a violation."""
+"""Refusals that faults explain, and that end by themselves; any other is a violation."""
 
 
 @dataclass
@@ -230,7 +230,7 @@ class Load:
         self.refusals[refused.type] += 1
         closed = refused.type == "unknown_session" and seen is not None and seen.closing
         if refused.type not in EXPLAINED and not closed:
-            self.faults.append(f"refused as {refused.type}: {refused}")
+            self.faults.append(f"refused as {refused.type} at {_now_ms()}: {refused}")
 
     # --- waiting --------------------------------------------------------------------------------------
 

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tests.ports import free_port
 
 CHUNK_BYTES = 64 * 1024
 CONNECT_TIMEOUT_S = 5.0
+
+
+def reset(transport: asyncio.WriteTransport) -> None:
+    """End a connection without a goodbye: the peer sees a reset, not an end."""
+    if not transport.is_closing():
+        lingering = struct.pack("ii", 1, 0)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, lingering)
+        transport.abort()
 
 
 @dataclass(eq=False)
@@ -20,12 +30,11 @@ class _Link:
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
     half_closed: bool = False
-    pumps: list[asyncio.Task[None]] = field(default_factory=list)
 
     def abort(self) -> None:
         """Both sides see their connection reset."""
-        for writer in (self.client, self.server):
-            writer.transport.abort()
+        reset(self.client.transport)
+        reset(self.server.transport)
 
 
 class Proxy:
@@ -85,15 +94,18 @@ class Proxy:
     async def serve(self, client_reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         """Forward one connection; returns when it has ended on both sides."""
         if self._refusing:
-            client.transport.abort()
+            reset(client.transport)
             return
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 server_reader, server = await asyncio.open_connection("127.0.0.1", self._to)
         except (OSError, TimeoutError):
-            client.transport.abort()
+            reset(client.transport)
             return
         link = _Link(client, server)
+        if self._refusing:  # since it came
+            link.abort()
+            return
         self._links.add(link)
         try:
             async with asyncio.TaskGroup() as pumps:

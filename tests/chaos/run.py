@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from common.bus import Bus
@@ -69,7 +70,9 @@ class Run:
         processes += [f"{pid} {line}" for pid, line in system.docker.processes().items()]
         self._other_faults += [*system.crashes, *load.faults]
         self._other_faults += [fault for client in load.clients for fault in client.faults]
-        (self._folder / "faults.log").write_text("".join(f"{each}\n" for each in [*faults.strikes, *faults.skipped]))
+        self._write("faults.log", [*faults.strikes, *faults.skipped])
+        self._write("events.log", [(session, *row) for session, rows in stored.items() for row in rows])
+        self._write("submissions.log", load.submissions)
         verdict = judge(
             Evidence(
                 submissions=load.submissions,
@@ -173,6 +176,10 @@ class Run:
         )
         self._say(f"outcomes: {dict(verdict.outcomes)}; unknown ones explained by {dict(verdict.explained_by)}")
         self._say(f"recovered after the kill of a worker, less ack_wait: {len(verdict.recovered_s)} jobs")
+
+    def _write(self, name: str, lines: Iterable[object]) -> None:
+        """Beside the logs, for whoever looks for the cause of a violation."""
+        (self._folder / name).write_text("".join(f"{line}\n" for line in lines))
 
     def _say(self, what: str) -> None:
         at = f"{time.monotonic() - self._begun:6.1f} s" if self._begun else "   start"

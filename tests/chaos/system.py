@@ -143,7 +143,9 @@ class System:
             for process in (*self.services, *self.nats.nodes, self.docker):
                 if process.ended_by_itself:
                     code = await process.child.wait()
-                    self.crashes.append(f"{process.name} ended by itself with {code}:\n{process.child.log_tail()}")
+                    self.crashes.append(
+                        f"{process.name} ended by itself with {code}, {process.child.log}:\n{process.child.log_tail()}"
+                    )
                     await process.start()
 
     async def heal(self, timeout_s: float) -> None:

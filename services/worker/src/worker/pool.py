@@ -33,6 +33,8 @@ MAX_CALLS = 10_000
 AGE_JITTER = 0.2
 BACKOFF_MIN_S = 0.5
 BACKOFF_MAX_S = 30.0
+ENGINE_BACKOFF_S = 1.0
+"""An engine that is away is asked again soon: the question costs nothing, and every call waits for the answer."""
 FAILURES_UNTIL_REFUSAL = 3
 """After so many failed boots in a row, calls are told the last failure at once while the back-off runs."""
 _NO_SUCH_COMMAND = 127
@@ -258,7 +260,8 @@ class Pool:
                 container = await self._boot_within_deadline()
         except JobError as exc:
             self._failures += 1
-            backoff_s = min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2**self._failures)
+            longest_s = ENGINE_BACKOFF_S if isinstance(exc, EngineUnavailable) else BACKOFF_MAX_S
+            backoff_s = min(longest_s, BACKOFF_MIN_S * 2**self._failures)
             self._retry_at = monotonic() + backoff_s * (0.5 + random.random() / 2)
             self._last_failure = exc
             metrics.CONTAINER_BOOTS.labels(self._server, "failed").inc()

@@ -66,9 +66,11 @@ class Runner:
     async def run(self, delivery: Delivery, server: ServerContext, source: ContainerSource) -> None:
         """Returns when the job is settled, handed back, or left for the store to deliver again."""
         job = delivery.job
+        self._heartbeat.hold(delivery)
+        if job.id in self._held:
+            return  # delivered twice in a row: the first run goes on under the newest delivery
         held = Held(delivery, now_ms(), asyncio.get_running_loop().create_future())
         self._held[job.id] = held
-        self._heartbeat.hold(delivery)
         try:
             await self._run(held, server, source)
         except (PoolExhausted, EngineUnavailable, OwnerAlive) as exc:

@@ -1,7 +1,7 @@
 # Two commands on a new machine: make setup, make demo. Everything else: make help
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup engine-up engine-down images images-tests fmt lint type test-unit test check demo up bench clean
+.PHONY: help setup engine-up engine-down images images-tests fmt lint type test-unit test check demo up bench chaos clean
 
 BIN := .venv/bin
 STAMP := .venv/.stamp
@@ -11,6 +11,10 @@ WITH_ENGINE := scripts/with-engine.sh
 # The whole test run in seconds. INT lets pytest end its fixtures and print its summary.
 TEST_DEADLINE := 1500
 PYTEST_FLAGS ?=
+# Of the fault run; power is the other durability.
+SECONDS ?= 600
+SEED ?= 1
+DURABILITY ?= process
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' Makefile
@@ -56,6 +60,9 @@ up: $(STAMP) ## run everything on this machine until Ctrl-C
 
 bench: $(STAMP) ## measure what a call costs (benchmarks/README.md)
 	@$(WITH_ENGINE) sh -c '$(IMAGES) --with-tests && exec $(BIN)/python -m benchmarks.call'
+
+chaos: $(STAMP) ## kill, freeze and cut everything under load, then count (SECONDS, SEED, DURABILITY)
+	@$(WITH_ENGINE) sh -c '$(IMAGES) --with-tests && exec $(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) --durability $(DURABILITY)'
 
 clean: ## stop the engine and remove everything that was made
 	@scripts/engine.sh down --purge

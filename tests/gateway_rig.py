@@ -68,9 +68,18 @@ class Socket:
         assert answer["id"] == self._last_id
         return answer
 
+    async def send_request(self, id_: str, method: str, **params: Any) -> None:
+        """Send it and go on; `answer()` reads the answers, in any order."""
+        request = {"jsonrpc": "2.0", "id": id_, "method": method, "params": params}
+        await self.connection.send(json.dumps(request))
+
     async def ask(self, frame: str | bytes) -> dict[str, Any]:
         """Send a frame as it is; the next message that is no event."""
         await self.connection.send(frame)
+        return await self.answer()
+
+    async def answer(self) -> dict[str, Any]:
+        """The next message that is no event."""
         while True:
             message = await self._receive()
             if "method" not in message:

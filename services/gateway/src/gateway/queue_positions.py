@@ -46,7 +46,7 @@ class _Waiting:
     server: str = field(compare=False)
     start_by_ms: int = field(compare=False)
     size: int = field(compare=False)
-    period_s: float = field(default=FIRST_AFTER_S, compare=False)
+    period_s: float = field(compare=False)
     ahead_at_first: int | None = field(default=None, compare=False)
     """None before the first report."""
     ahead: int = field(default=0, compare=False)
@@ -73,7 +73,14 @@ class QueuePositions:
             return
         self._jobs.add(job.id)
         waiting = _Waiting(
-            self._clock() + FIRST_AFTER_S, job_seq, job.id, job.session, job.server, job.start_by_ms, size
+            due=self._clock() + FIRST_AFTER_S,
+            job_seq=job_seq,
+            job=job.id,
+            session=job.session,
+            server=job.server,
+            start_by_ms=job.start_by_ms,
+            size=size,
+            period_s=FIRST_AFTER_S,
         )
         heapq.heappush(self._due, waiting)
         self._some.set()

@@ -9,8 +9,8 @@ import pytest
 from common import headers, subjects
 from common.bus import Bus
 from common.errors import QueueFull
-from common.schema import DeadLetter, Job, now_ms
-from common.streams import DEAD_LETTERS, JOBS, SESSIONS
+from common.schema import Job
+from common.streams import JOBS
 from common.subjects import new_job_id
 from tests.nats_server import NatsServer
 from tests.unit.common.bus_rig import DEADLINE_S, SERVER, SESSION, counted, make_event, make_job, open_bus
@@ -201,31 +201,3 @@ async def test_a_cluster_wide_limit_holds_over_all_workers(bus: Bus, nats_server
         for end in ends:
             end.cancel()
         await asyncio.wait(ends)
-
-
-async def test_a_dead_letter_keeps_the_jobs_bytes_and_is_stored_once_for_a_delivery(bus: Bus) -> None:
-    """A worker that died between the letter and the end of the job writes it again."""
-    dead = counted("dead_letters_total", server=SERVER)
-    letter = DeadLetter(
-        job="j1", reason="poison", subject=subjects.jobs(SERVER, SESSION), payload=b"\xc1", deliveries=1, time_ms=1
-    )
-    later = letter.model_copy(update={"deliveries": 2, "time_ms": now_ms()})
-    for each in (letter, letter, later):
-        await bus.dead_letter(SERVER, SESSION, each)
-    js = bus.client.jetstream()
-    stored = [await js.get_msg(DEAD_LETTERS, seq=seq) for seq in (1, 2)]
-
-    assert await message_count(bus, DEAD_LETTERS) == 2
-    assert [DeadLetter.decode(message.data or b"") for message in stored] == [letter, later]
-    assert {message.subject for message in stored} == {subjects.dead(SERVER, SESSION)}
-    assert counted("dead_letters_total", server=SERVER) == dead + 3
-
-
-async def test_letters_of_jobs_without_a_known_id_are_each_kept(bus: Bus) -> None:
-    """Nothing tells them apart, so none of them is taken for another."""
-    letter = DeadLetter(job="", reason="poison", subject="x", payload=b"", deliveries=1, time_ms=1)
-    for _ in range(2):
-        await bus.dead_letter(SERVER, SESSION, letter)
-
-    assert await message_count(bus, DEAD_LETTERS) == 2
-    assert await message_count(bus, SESSIONS) == 0

@@ -12,8 +12,8 @@ from nats.aio.msg import Msg
 
 from common import subjects
 from common.bus import Bus
+from common.dead_letters import GivenUp
 from common.errors import Fenced, StoreUnavailable
-from common.schema import DeadLetter
 from common.streams import LEASES_BUCKET
 from tests.nats_server import NatsServer
 from tests.unit.common.bus_rig import (
@@ -201,7 +201,7 @@ async def test_a_cancellation_that_comes_with_the_answer_is_not_lost(bus: Bus, c
 
 
 def everything(bus: Bus) -> dict[str, Callable[[], Awaitable[object]]]:
-    letter = DeadLetter(job="j1", reason="r", subject="s", payload=b"", deliveries=1, time_ms=1)
+    given_up = GivenUp(subjects.jobs(SERVER, SESSION), b"", {"message": "r"}, 1, "j1")
 
     async def replay() -> list[object]:
         return [stored async for stored in bus.replay_session(SESSION, 0)]
@@ -211,7 +211,11 @@ def everything(bus: Bus) -> dict[str, Callable[[], Awaitable[object]]]:
         "ensure_server": lambda: bus.ensure_server(SERVER, 1),
         "remove_server": lambda: bus.remove_server(SERVER),
         "enqueue_job": lambda: bus.enqueue_job(make_job()),
-        "dead_letter": lambda: bus.dead_letter(SERVER, SESSION, letter),
+        "dead_letter": lambda: bus.dead_letter(given_up),
+        "letter": lambda: bus.letter(1),
+        "letters": lambda: bus.letters(lambda stored: stored, limit=1),
+        "letters_identity": bus.letters_identity,
+        "delete_letter": lambda: bus.delete_letter(1),
         "withdraw_job": lambda: bus.withdraw_job(SERVER, SESSION, "j1"),
         "unfinished_jobs": lambda: bus.unfinished_jobs(SESSION),
         "oldest_job_seq": lambda: bus.oldest_job_seq(SERVER, SESSION),

@@ -16,6 +16,7 @@ import common.schema
 from common.errors import UndecodableMessage
 from common.schema import (
     MAX_TIMEOUT_MS,
+    AttemptRecord,
     DeadLetter,
     Event,
     IdempotencyRecord,
@@ -29,6 +30,16 @@ from common.schema import (
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
+ATTEMPT = AttemptRecord(
+    attempt=2,
+    worker="w-0a1b2c3d",
+    engine="EKZ4:PQ7A",
+    container="0123456789ab",
+    image_digest="sha256:" + "1" * 64,
+    started_ms=1_700_000_000_100,
+    ended_ms=1_700_000_000_300,
+    error={"type": "server_gone", "message": "exit code 3", "exit_code": 3},
+)
 MESSAGES: dict[str, Message] = {
     "job": Job(
         id="0192f0c1e5a0a1b2c3d4e5f6",
@@ -42,6 +53,8 @@ MESSAGES: dict[str, Message] = {
         start_by_ms=1_700_000_600_000,
         timeout_ms=300_000,
         heartbeat_ms=20_000,
+        redrive_of="0192f0c1e5a0a1b2c3d4e5f0",
+        attempts_before=[ATTEMPT, ATTEMPT | {"attempt": 3, "ended_ms": None, "error": None}],
     ),
     "event": Event(
         job="0192f0c1e5a0a1b2c3d4e5f6",
@@ -53,9 +66,20 @@ MESSAGES: dict[str, Message] = {
     ),
     "dead_letter": DeadLetter(
         job="0192f0c1e5a0a1b2c3d4e5f6",
+        tenant="acme",
+        server="time",
+        session="5e5510",
+        tool="convert_time",
+        redrive_of="0192f0c1e5a0a1b2c3d4e5f0",
         reason="the job was given up on after 3 attempts",
+        error={"type": "too_many_attempts", "message": "the job was given up on after 3 attempts", "attempts": 3},
+        stderr="no memory\nleaving",
+        image_digest="sha256:" + "1" * 64,
+        traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        attempts=[ATTEMPT],
         subject="jobs.time.5e5510",
         payload=b"\x81\xa1v\x01\xff",
+        size=6,
         deliveries=4,
         time_ms=1_700_000_000_456,
     ),

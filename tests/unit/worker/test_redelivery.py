@@ -117,9 +117,31 @@ def test_a_delivery_from_before_an_attempt_that_just_began_is_left_alone(repeata
     assert decided(past("started"), repeatable=repeatable, now_ms=just_now + 1) != Leave()
 
 
+def test_a_redriven_job_that_had_not_started_goes_on_counting() -> None:
+    """Behind the attempts of the job that it was made of; its own events begin at nothing."""
+    assert decided(Past(None, first_attempt=4), repeatable=False) == Start(4, 0)
+    assert decided(Past(StoredEvent(SEQ, event("queued", 0)), first_attempt=4), repeatable=False) == Start(4, 0)
+
+
+@pytest.mark.parametrize("attempt", range(4, 8))
+def test_a_redriven_job_has_all_its_attempts_anew(attempt: int) -> None:
+    """Lost or failed, three of them whatever their numbers are."""
+    lost = decided(
+        Past(StoredEvent(SEQ, event("started", attempt)), event("started", attempt), first_attempt=4), repeatable=True
+    )
+    failed = after_failure(attempt, SEQ, ServerGone("gone"), first_attempt=4)
+
+    for step in (lost, failed):
+        if attempt < 6:
+            assert step == Start(attempt + 1, SEQ)
+        else:
+            assert ending(step).outcome == "dead_lettered"
+
+
 def test_what_the_last_attempt_failed_with_is_told() -> None:
     """The dead letter's reader wants the cause."""
-    error = ending(after_failure(MAX_ATTEMPTS, SEQ, ServerGone("exit code 3", exit_code=3, stderr="no memory"))).error
+    gone = ServerGone("exit code 3", exit_code=3, stderr="no memory")
+    error = ending(after_failure(MAX_ATTEMPTS, SEQ, gone, first_attempt=1)).error
 
     assert error is not None
     assert error.message.endswith("the last one failed: exit code 3")

@@ -1,6 +1,6 @@
 """The bus: NATS JetStream in the words of this product.
 
-`connect()` yields a `Bus`: jobs and events, on top of buckets and the connection. Exceptions of nats-py end
+`connect()` yields a `Bus`: jobs, on top of dead letters, events, buckets and the connection. Exceptions of nats-py end
 there: callers meet only `common.errors`.
 """
 
@@ -15,17 +15,16 @@ import nats
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
-from nats.aio.msg import Msg
-from nats.js.api import RawStreamMsg
 
 from common import headers, metrics, subjects
 from common.consumer import JobConsumer, Room
-from common.errors import QueueFull, StoreUnavailable, UndecodableMessage
-from common.job_queue import JobQueue, job_of
+from common.dead_letters import DeadLetterLog
+from common.errors import QueueFull, StoreUnavailable
+from common.job_queue import job_of
 from common.log import get
 from common.nats_connection import WRONG_LAST_SEQUENCE, obey_cancellation, translated, without_credentials
 from common.publisher import Acknowledgement, Publisher
-from common.schema import DeadLetter, Event, Job, now_ms
+from common.schema import Event, Job, now_ms
 from common.settings import BusSettings
 from common.streams import JOBS, SESSIONS, consumer_config, ensure_consumer, ensure_streams
 
@@ -48,7 +47,7 @@ class Accepted(NamedTuple):
     """Its number in the queue."""
 
 
-class Bus(JobQueue):
+class Bus(DeadLetterLog):
     """One connection to NATS. Made by `connect()`; safe for use by all tasks of the process."""
 
     def __init__(self, client: Client, publisher: Publisher, settings: BusSettings) -> None:
@@ -103,6 +102,8 @@ class Bus(JobQueue):
         data = {"server": job.server, "tool": job.tool}
         if fingerprint:
             data["fingerprint"] = fingerprint
+        if job.redrive_of:
+            data["redrive_of"] = job.redrive_of
         queued = Event(job=job.id, session=job.session, attempt=0, type="queued", time_ms=now_ms(), data=data)
         job_headers = {headers.MSG_ID: job.id}
         if traceparent:
@@ -148,61 +149,13 @@ class Bus(JobQueue):
 
         A message that cannot be read is dead-lettered here, and never reaches the caller.
         """
-        consumer = JobConsumer(self.client, JOBS, server, room, self._reject_undecodable)
+        consumer = JobConsumer(self.client, JOBS, server, room, self.reject)
         self._consumers.add(consumer)
         try:
             async with consumer.running():
                 yield consumer
         finally:
             self._consumers.discard(consumer)
-
-    async def _reject_undecodable(self, msg: Msg, fault: UndecodableMessage) -> None:
-        """Poison on arrival."""
-        job_id = (msg.headers or {}).get(headers.MSG_ID, "")
-        await self._bury_unreadable(msg.subject, job_id, msg.data, msg.metadata.num_delivered, fault)
-        await msg.term()
-
-    async def bury_unreadable(self, msg: RawStreamMsg) -> None:
-        """Do with a message in the queue that cannot be read what a worker would do, if one of its server ran."""
-        try:
-            Job.decode(msg.data or b"")
-        except UndecodableMessage as fault:
-            await self._bury_unreadable(msg.subject or "", job_of(msg), msg.data or b"", 0, fault)
-            await self.delete_job(msg.seq or 0)
-
-    async def _bury_unreadable(
-        self, subject: str, job_id: str, payload: bytes, deliveries: int, fault: UndecodableMessage
-    ) -> None:
-        """Keep the bytes as a dead letter, and end the job if its id can be told."""
-        _, server, session = subject.split(".")
-        letter = DeadLetter(
-            job=job_id,
-            reason=fault.message,
-            subject=subject,
-            payload=payload,
-            deliveries=deliveries,
-            time_ms=now_ms(),
-        )
-        await self.dead_letter(server, session, letter)
-        if subjects.TOKEN.match(job_id):
-            last = await self.last_event(session, job_id)
-            if last is None or not last.event.terminal:
-                end = Event(
-                    job=job_id,
-                    session=session,
-                    attempt=last.event.attempt if last else 0,
-                    type="result",
-                    time_ms=now_ms(),
-                    data={"outcome": "dead_lettered", "error": fault.as_dict()},
-                )
-                await self.publish_event(end, expected=last.fence if last else 0)
-
-    async def dead_letter(self, server: str, session: str, letter: DeadLetter) -> None:
-        message_headers = {headers.MSG_ID: f"{letter.job}.{letter.deliveries}"} if letter.job else None
-        with translated("storing a dead letter"):
-            await self._js.publish(subjects.dead(server, session), letter.encode(), headers=message_headers)
-        metrics.DEAD_LETTERS.labels(server).inc()
-        _log.warning("job dead-lettered", server=server, session=session, job=letter.job, reason=letter.reason)
 
     async def withdraw_job(self, server: str, session: str, job: str) -> None:
         """Delete a job's message from the queue, if it is still there. The caller has ended the job already."""

@@ -124,7 +124,7 @@ class JobConsumer:
                 self._wake.set()  # the job that came before took no room: unreadable, handed back, or here already
             msg = await self._arrived.get()
             try:
-                job = _job_of(msg)
+                job = read_job(msg.subject, msg.data)
             except UndecodableMessage as exc:
                 try:
                     await self._reject(msg, exc)
@@ -199,12 +199,13 @@ class JobConsumer:
         self._not_before = asyncio.get_running_loop().time() + RETRY_S * (0.5 + random.random())
 
 
-def _job_of(msg: Msg) -> Job:
-    """
+def read_job(subject: str, payload: bytes) -> Job:
+    """The job of a message in the queue.
+
     Raises:
         UndecodableMessage: also if it is another session's or another server's than its subject says.
     """
-    job = Job.decode(msg.data)
-    if msg.subject != subjects.jobs(job.server, job.session):
-        raise UndecodableMessage(f"a job for {job.server} in session {job.session} under the subject {msg.subject}")
+    job = Job.decode(payload)
+    if subject != subjects.jobs(job.server, job.session):
+        raise UndecodableMessage(f"a job for {job.server} in session {job.session} under the subject {subject}")
     return job

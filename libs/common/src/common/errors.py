@@ -13,6 +13,8 @@ ServiceError
 │   ├── UnknownSession          also another tenant's session: the answer does not tell which
 │   ├── UnknownJob
 │   ├── PayloadTooLarge
+│   ├── UnknownDeadLetter       also another tenant's
+│   ├── DeadLetterUnreadable    no job can be made of it
 │   ├── IdempotencyKeyReused    the key stands for another request
 │   ├── RateLimited             the tenant calls faster than it may
 │   ├── TooManyJobs             the session has as many jobs as it may, over all servers
@@ -138,6 +140,26 @@ class UnknownJob(CallerError):
 
     def __init__(self, job: str) -> None:
         super().__init__(f"unknown job {job!r} in this session", job=job)
+
+
+class UnknownDeadLetter(CallerError):
+    type = "unknown_dead_letter"
+    code = 404
+    status = 404
+
+    def __init__(self, letter: str) -> None:
+        super().__init__(f"unknown dead letter {letter!r}", letter=letter)
+
+
+class DeadLetterUnreadable(CallerError):
+    type = "dead_letter_unreadable"
+    code = 422
+    status = 422
+
+    def __init__(self, letter: str, why: str) -> None:
+        super().__init__(
+            f"no job can be made of dead letter {letter} ({why}); delete it when nobody needs its bytes", letter=letter
+        )
 
 
 class PayloadTooLarge(CallerError):

@@ -111,6 +111,10 @@ class EventLog(Buckets):
         """The `queued` event of a job, None if there is none."""
         return await self._last_of(subjects.queued_event(session, job))
 
+    async def queued_anywhere(self, job: str) -> StoredEvent | None:
+        """The `queued` event of a job whose session is not known, None if there is none."""
+        return await self._last_of(subjects.queued_event("*", job))
+
     async def cancel_requested(self, session: str, job: str) -> bool:
         """Has a client asked for the end of a job that had started?"""
         return await self._last_of(subjects.cancel_event(session, job)) is not None

@@ -45,6 +45,10 @@ def job_context(*, session: str, job: str, attempt: int, traceparent: str | None
     """The ids that tie a line to a job, for `structlog.contextvars.bound_contextvars`."""
     ids: dict[str, object] = {"session": session, "job": job, "attempt": attempt}
     if traceparent:
-        # W3C trace context: version-traceid-spanid-flags.
-        ids["trace"] = traceparent.split("-")[1] if traceparent.count("-") == 3 else traceparent
+        ids["trace"] = trace_of(traceparent)
     return ids
+
+
+def trace_of(traceparent: str) -> str:
+    """The trace id in W3C trace context: version-traceid-spanid-flags."""
+    return traceparent.split("-")[1] if traceparent.count("-") == 3 else traceparent

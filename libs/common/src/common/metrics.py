@@ -38,6 +38,8 @@ DURABILITY_WEAKNESSES: Final = Gauge(
     "durability_weaknesses", "Ways in which the store is weaker than DURABILITY asks for."
 )
 DEAD_LETTERS: Final = Counter("dead_letters_total", "Jobs given up on.", ["server"])
+DEAD_LETTERS_REDRIVEN: Final = Counter("dead_letters_redriven_total", "Dead letters made a job again.", ["server"])
+DEAD_LETTERS_PURGED: Final = Counter("dead_letters_purged_total", "Dead letters removed unused.", ["server"])
 
 
 def create_job_labels(server: str) -> None:

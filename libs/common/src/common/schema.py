@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing_extensions import TypedDict
 
 from common.errors import UndecodableMessage
 
@@ -97,6 +98,20 @@ Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 """Something that stands in a subject, as `common.subjects.TOKEN`; pydantic's $ matches at the very end only."""
 
 
+class AttemptRecord(TypedDict):
+    """One attempt of a job, as a dead letter keeps it; texts that nobody told are empty."""
+
+    attempt: int
+    worker: str
+    engine: str
+    container: str
+    image_digest: str
+    started_ms: int
+    ended_ms: int | None
+    """None, like `error`, where its worker was lost, so that nobody told its end."""
+    error: dict[str, Any] | None
+
+
 class Job(Message):
     """One request to a server in a session; the unit of queueing. Subject: `jobs.<server>.<session>`."""
 
@@ -115,6 +130,14 @@ class Job(Message):
     """Start-to-close: how long one attempt may run."""
     heartbeat_ms: int | None = Field(default=None, ge=1, le=MAX_TIMEOUT_MS)
     """Heartbeat: how long the running tool may tell nothing, neither progress nor output; None asks for none."""
+    redrive_of: str = ""
+    """The job that was given up on and whose dead letter this one was made of."""
+    attempts_before: list[AttemptRecord] = Field(default_factory=list)
+    """Those of the jobs that it was redriven from; its own are counted on from them."""
+
+    @property
+    def first_attempt(self) -> int:
+        return self.attempts_before[-1]["attempt"] + 1 if self.attempts_before else 1
 
 
 class Event(_Telling):
@@ -137,14 +160,31 @@ class Event(_Telling):
         return self.type == "result"
 
 
-class DeadLetter(Message):
-    """A job that the system gave up on. Subject: `dead.<server>.<session>`."""
+class DeadLetter(_Telling):
+    """A job that the system gave up on; its number in the stream is its id. Subject: `dead.<server>.<session>`."""
 
     job: str
+    """Empty, like `tool`, where the job's message cannot be read and nothing else tells."""
+    tenant: str
+    """Empty where nobody knows."""
+    server: str
+    session: str
+    tool: str
+    redrive_of: str
     reason: str
+    error: dict[str, Any]
+    """That of the job's `result` event; `reason` is its message."""
+    stderr: str
+    """The last lines of the last attempt that told any."""
+    image_digest: str
+    traceparent: str
+    attempts: list[AttemptRecord]
+    """All that is known, those of the jobs that it was redriven from first."""
     subject: str
     payload: bytes
     """The job's message as it was stored, so that it can be sent again."""
+    size: int
+    """Bytes of that message: more than `payload` has where a letter could not hold it."""
     deliveries: int
     time_ms: int
 

@@ -40,6 +40,7 @@ _NO_REPLICAS_ALONE: Final = 10074
 """JetStream's code for replicas > 1 on a server without a cluster."""
 _GIB: Final = 1024**3
 _HOUR_S: Final = 3600.0
+_LETTERS_KEPT_S: Final = 7 * 24 * _HOUR_S
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,11 @@ def stream_configs(limits: Limits) -> list[StreamConfig]:
             retention=RetentionPolicy.LIMITS,
             storage=StorageType.FILE,
             discard=DiscardPolicy.OLD,
-            max_age=7 * 24 * _HOUR_S,
+            max_age=_LETTERS_KEPT_S,
             max_bytes=1 * _GIB,
             allow_direct=True,
-            duplicate_window=120.0,
+            # As long as there are letters: a job whose letter is stored may come again at any later time.
+            duplicate_window=_LETTERS_KEPT_S,
             num_replicas=limits.replicas,
         ),
         _bucket_config(SERVERS_BUCKET, limits),

@@ -106,6 +106,10 @@ def dead(server: str, session: str) -> str:
     return f"dead.{server}.{session}"
 
 
+def dead_of_server(server: str) -> str:
+    return f"dead.{server}.*"
+
+
 def close(session: str) -> str:
     return f"close.{session}"
 

@@ -17,6 +17,7 @@ from gateway.admission import Admission
 from gateway.authentication import Authentication, Keys
 from gateway.catalog_view import CatalogView
 from gateway.connections import Connections
+from gateway.dead_letters import DeadLetters
 from gateway.health import Health
 from gateway.http import HttpDoor
 from gateway.jobs import Jobs
@@ -50,8 +51,9 @@ class Gateway:
         self.failed = asyncio.Event()
         self.failure: Exception | None = None
         """What ended the background work, if it did not end by being stopped; `failed` is set then."""
+        sessions = Sessions(self.store)
         self.methods = Methods(
-            Sessions(self.store),
+            sessions,
             Jobs(
                 self.store,
                 self.catalog,
@@ -59,6 +61,7 @@ class Gateway:
                 self.positions,
                 settings.job_timeout_ms,
             ),
+            DeadLetters(self.store, self.catalog, sessions, settings.job_timeout_ms, settings.operators),
             self.catalog,
             Status(self.store, self.catalog, self.connections),
         )

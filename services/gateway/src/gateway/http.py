@@ -32,7 +32,7 @@ _EVENT_ID: Final = re.compile(r"([0-9A-Za-z]{1,64}):([0-9]{1,19})")
 
 
 class Resource(NamedTuple):
-    """One method as an HTTP resource. Params come from the path, and from the body where there may be one."""
+    """One method as an HTTP resource. Params come from the path, and from the body or the query where one may be."""
 
     verb: str
     path: str
@@ -41,6 +41,7 @@ class Resource(NamedTuple):
     has_body: bool = False
     header: tuple[str, str] | None = None
     """A header that stands for a param: the names of both."""
+    has_query: bool = False
 
 
 RESOURCES: Final = (
@@ -51,6 +52,11 @@ RESOURCES: Final = (
     Resource("POST", "/sessions/{session}/jobs", "tools/call", 202, True, ("Idempotency-Key", "idempotencyKey")),
     Resource("GET", "/sessions/{session}/jobs/{job}", "job/get"),
     Resource("DELETE", "/sessions/{session}/jobs/{job}", "job/cancel", 202),
+    Resource("GET", "/dead-letters", "dead_letters/list", has_query=True),
+    Resource("GET", "/dead-letters/{letter}", "dead_letters/show"),
+    Resource("POST", "/dead-letters/{letter}/redrive", "dead_letters/redrive", 202),
+    Resource("DELETE", "/dead-letters/{letter}", "dead_letters/delete"),
+    Resource("DELETE", "/dead-letters", "dead_letters/purge", has_query=True),
     Resource("GET", "/status", "status/get"),
 )
 
@@ -72,14 +78,16 @@ class HttpDoor:
 
     def _endpoint(self, resource: Resource) -> Endpoint:
         async def call(request: Request) -> Response:
-            params = await self._params(request) if resource.has_body else {}
+            params: dict[str, Any] = dict(request.query_params) if resource.has_query else {}
+            if resource.has_body:
+                params = await self._params(request)
             for name, value in request.path_params.items():
                 if name in params:
                     raise InvalidParams("invalid params", [{"path": f"$.{name}", "message": "stands in the path"}])
                 params[name] = value
             if resource.header:
                 _add_header(request, *resource.header, params)
-            result = await self._methods.call(_caller(request), resource.method, params)
+            result = await self._methods.call(_caller(request), resource.method, params, as_text=resource.has_query)
             return Response(encode_json(result), resource.status, media_type="application/json")
 
         return self._answered(call)

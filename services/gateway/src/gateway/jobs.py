@@ -119,10 +119,8 @@ class Jobs:
                 known = await bus.queued_event(job.session, id_)
                 if known is None:
                     raise
-        if job.created_ms - known.event.time_ms > HALF_ACCEPTED_MS:
+        if _is_whole(known, job):
             return {"job": id_, "seq": known.seq}
-        # So young that whoever accepted it may have died half-way: the store keeps one of it in any case. It has its
-        # place already.
         return await self._enqueue(bus, once, traceparent, size)
 
     async def _enqueue(self, bus: Bus, job: Job, traceparent: str | None, size: int) -> dict[str, Any]:
@@ -194,6 +192,24 @@ class Jobs:
                 continue  # a worker's event came first: the fence has decided
             return "result", True
         raise StoreUnavailable(f"job {job} changes too fast to be cancelled: try again")
+
+
+async def accept_once(bus: Bus, job: Job, traceparent: str | None) -> int:
+    """Accept a job whose id may have been accepted before. Returns the number of its `queued` event.
+
+    Raises:
+        QueueFull, StoreUnavailable: as `Jobs.call()`.
+    """
+    known = await bus.queued_event(job.session, job.id)
+    if known is not None and _is_whole(known, job):
+        return known.seq
+    return (await bus.enqueue_job(job, traceparent)).seq
+
+
+def _is_whole(queued: StoredEvent, job: Job) -> bool:
+    """Is the job of this event in the queue for sure, or was? One so young may be half accepted, by a gateway that
+    died: it is stored once more then, and the store keeps one of it."""
+    return job.created_ms - queued.event.time_ms > HALF_ACCEPTED_MS
 
 
 def _size(job: Job) -> int:

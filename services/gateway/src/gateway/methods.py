@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from common import subjects
 from common.errors import InvalidParams, UnknownMethod
 from gateway.catalog_view import CatalogView
+from gateway.dead_letters import DEFAULT_PAGE, MAX_PAGE, DeadLetters
 from gateway.jobs import Jobs
 from gateway.sessions import Position, Sessions
 from gateway.status import Status
@@ -38,6 +39,8 @@ def _token(value: str) -> str:
 
 Token = Annotated[str, AfterValidator(_token)]
 """An id that comes to stand in a NATS subject."""
+LetterId = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")]
+"""A number in the stream of dead letters; text, as every id is."""
 ServerName = Annotated[str, StringConstraints(max_length=64)]
 ToolName = Annotated[str, StringConstraints(max_length=256)]
 
@@ -90,17 +93,44 @@ class JobParams(_Params):
     job: Token
 
 
+class LettersParams(_Params):
+    server: Token | None = None
+    before: LetterId | None = None
+    limit: int = Field(default=DEFAULT_PAGE, ge=1, le=MAX_PAGE)
+
+
+class LetterParams(_Params):
+    letter: LetterId
+
+
+class PurgeParams(_Params):
+    server: Token | None = None
+    all: bool = False
+    older_than_s: float = Field(default=0, ge=0, le=1e9)
+    before: LetterId | None = None
+
+    @model_validator(mode="after")
+    def _said_which(self) -> Self:
+        if self.all == (self.server is not None):
+            raise PydanticCustomError("which", "say either a server, or all: true")
+        return self
+
+
 class Methods:
     """Every method of `METHODS`; `call()` is the way in."""
 
-    def __init__(self, sessions: Sessions, jobs: Jobs, catalog: CatalogView, status: Status) -> None:
+    def __init__(
+        self, sessions: Sessions, jobs: Jobs, letters: DeadLetters, catalog: CatalogView, status: Status
+    ) -> None:
         self._sessions = sessions
         self._jobs = jobs
+        self._letters = letters
         self._catalog = catalog
         self._status = status
 
-    async def call(self, caller: Caller, method: str, params: Params) -> Result:
-        """
+    async def call(self, caller: Caller, method: str, params: Params, *, as_text: bool = False) -> Result:
+        """With `as_text` params that are no text may come as text, as in the query of an address.
+
         Raises:
             UnknownMethod: if there is none of that name.
             InvalidParams: naming every fault of the params.
@@ -110,7 +140,7 @@ class Methods:
         if found is None:
             raise UnknownMethod(method[:100], sorted(METHODS))
         model, handler = found
-        return await handler(self, caller, _validated(model, params))
+        return await handler(self, caller, _validated(model, params, as_text=as_text))
 
     async def _open_session(self, caller: Caller, params: OpenParams) -> Result:
         if params.session is None:
@@ -155,6 +185,23 @@ class Methods:
         await self._sessions.require(caller.tenant, params.session)
         return await self._jobs.cancel(params.session, params.job)
 
+    async def _list_letters(self, caller: Caller, params: LettersParams) -> Result:
+        return await self._letters.list(caller.tenant, server=params.server, before=params.before, limit=params.limit)
+
+    async def _show_letter(self, caller: Caller, params: LetterParams) -> Result:
+        return await self._letters.show(caller.tenant, params.letter)
+
+    async def _redrive_letter(self, caller: Caller, params: LetterParams) -> Result:
+        return await self._letters.redrive(caller.tenant, params.letter)
+
+    async def _delete_letter(self, caller: Caller, params: LetterParams) -> Result:
+        return await self._letters.delete(caller.tenant, params.letter)
+
+    async def _purge_letters(self, caller: Caller, params: PurgeParams) -> Result:
+        return await self._letters.purge(
+            caller.tenant, server=params.server, older_than_s=params.older_than_s, before=params.before
+        )
+
     async def _get_status(self, caller: Caller, params: NoParams) -> Result:
         return await self._status.get()
 
@@ -167,14 +214,19 @@ METHODS: Final[dict[str, tuple[type[_Params], Callable[[Methods, Caller, Any], A
     "tools/call": (CallParams, Methods._call_tool),
     "job/get": (JobParams, Methods._get_job),
     "job/cancel": (JobParams, Methods._cancel_job),
+    "dead_letters/list": (LettersParams, Methods._list_letters),
+    "dead_letters/show": (LetterParams, Methods._show_letter),
+    "dead_letters/redrive": (LetterParams, Methods._redrive_letter),
+    "dead_letters/delete": (LetterParams, Methods._delete_letter),
+    "dead_letters/purge": (PurgeParams, Methods._purge_letters),
     "status/get": (NoParams, Methods._get_status),
 }
 """Each method: what its params must be, and what it does."""
 
 
-def _validated(model: type[_Params], params: Params) -> _Params:
+def _validated(model: type[_Params], params: Params, *, as_text: bool = False) -> _Params:
     try:
-        return model.model_validate(params)
+        return model.model_validate(params, strict=not as_text)
     except ValidationError as exc:
         problems = [{"path": _path(e["loc"]), "message": e["msg"]} for e in exc.errors(include_url=False)]
         raise InvalidParams("invalid params", problems) from exc

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -93,6 +94,20 @@ class Sessions:
         elif known.trusted_until <= now:
             await _look_up(bus, tenant, session)
             self._remember(bus, tenant, session, known.renew_at)
+
+    async def keep(self, tenant: str, session: str) -> None:
+        """Have the session known, also where it had lapsed or was closed.
+
+        Raises:
+            UnknownSession: if it is another tenant's.
+        """
+        bus = self._store.bus
+        entry = await bus.get(SESSIONS_BUCKET, session)
+        if entry.value is None:
+            record = SessionRecord(tenant=tenant, created_ms=now_ms())
+            with suppress(Fenced):  # then somebody else did the same, which is looked at next
+                await bus.replace(SESSIONS_BUCKET, session, record.encode(), entry.revision)
+        await self._renew(bus, tenant, session)
 
     async def close(self, tenant: str, session: str) -> None:
         """Tell the workers to free what the session holds, and forget it."""

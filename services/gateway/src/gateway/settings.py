@@ -36,6 +36,8 @@ class GatewaySettings(BusSettings):
         default_factory=lambda: {"development": hash_key(DEVELOPMENT_KEY)}, validate_default=True
     )
     """Tenant → SHA-256 of its key in hex; a JSON object. Keys themselves are never stored."""
+    operators: Annotated[frozenset[str], NoDecode] = frozenset({"development"})
+    """Tenants that see and act on the dead letters of all tenants; comma-separated."""
     job_timeout_ms: int = Field(default=300_000, ge=1, le=86_400_000)
     """Start-to-close of a job whose server and tool set none."""
     max_request_bytes: int = Field(default=1_000_000, ge=1_024, le=16_000_000)
@@ -76,6 +78,13 @@ class GatewaySettings(BusSettings):
             return json.loads(value)
         except ValueError as exc:
             raise ValueError('must be a JSON object such as {"tenant": "<sha256 of its key in hex>"}') from exc
+
+    @field_validator("operators", mode="before")
+    @classmethod
+    def _from_list(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return frozenset(name.strip() for name in value.split(",") if name.strip())
 
     @field_validator("api_keys")
     @classmethod

@@ -20,6 +20,7 @@ from nats.js.api import RawStreamMsg
 
 from common import metrics, subjects
 from common.bus import Bus
+from common.consumer import read_job
 from common.ending import Ending
 from common.errors import Fenced, StoreUnavailable, UndecodableMessage
 from common.feed import StoredEvent
@@ -28,7 +29,7 @@ from common.job_queue import job_of
 from common.job_state import Signal, State, state_after, step
 from common.log import get
 from common.role import Role
-from common.schema import DeadLetter, Event, EventType, Job, now_ms
+from common.schema import Event, EventType, now_ms
 from common.streams import SERVERS_BUCKET
 from gateway.catalog_view import CatalogView
 from gateway.job_end import end_job
@@ -135,11 +136,13 @@ class Sweeper:
         async with aclosing(bus.jobs_in_queue(subjects.jobs_of_server(server), queue.seen)) as messages:
             async for msg in messages:
                 job = _read(msg)
-                if len(queue.jobs) >= WATCHED_LIMIT or (job and job.created_ms > young_ms):
+                if isinstance(job, UndecodableMessage):
+                    queue.seen = msg.seq or 0  # a worker dead-letters it
+                    continue
+                if len(queue.jobs) >= WATCHED_LIMIT or job.created_ms > young_ms:
                     break
-                queue.seen = msg.seq or 0
-                if job is not None:  # a worker dead-letters what cannot be read
-                    queue.watch(job, job.start_by_ms)
+                queue.seen = job.seq
+                queue.watch(job, job.start_by_ms)
         now = now_ms()
         for seq in [seq for seq, due_ms in queue.due_ms.items() if due_ms <= now]:
             job = queue.jobs[seq]
@@ -188,8 +191,9 @@ class Sweeper:
         async with aclosing(bus.jobs_in_queue(subjects.jobs_of_server(server))) as messages:
             async for msg in messages:
                 job = _read(msg)
-                if job is None:
-                    await bus.bury_unreadable(msg)
+                if isinstance(job, UndecodableMessage):
+                    await bus.bury(msg, job.as_dict())
+                    await bus.delete_job(msg.seq or 0)
                 elif state_after(await _type_of(bus, job)) is State.RUNNING:
                     await self._look(bus, server, job, queue_ms=0)
                 else:
@@ -197,18 +201,15 @@ class Sweeper:
 
     async def _bury(self, bus: Bus, server: str, job: _Queued, msg: RawStreamMsg) -> None:
         newest = await bus.last_event(job.session, job.id)
-        if state_after(newest.event.type if newest else None) is not State.ENDED:
+        state = state_after(newest.event.type if newest else None)
+        if state is not State.ENDED:
+            step(state, Signal.GIVE_UP)
             error = ServerRemoved(server)
-            letter = DeadLetter(
-                job=job.id,
-                reason=error.message,
-                subject=subjects.jobs(server, job.session),
-                payload=msg.data or b"",
-                deliveries=0,
-                time_ms=now_ms(),
-            )
-            await bus.dead_letter(server, job.session, letter)
-            await self._end(bus, server, job, newest, error, Signal.GIVE_UP)
+            try:
+                await bus.bury(msg, error.as_dict())
+            except Fenced:
+                return  # a worker that still drains has it after all
+            metrics.JOBS_SWEPT.labels(error.outcome).inc()
         await bus.delete_job(job.seq)
 
     # --- events without a job -----------------------------------------------------------------------------
@@ -268,11 +269,11 @@ async def _type_of(bus: Bus, job: _Queued) -> EventType | None:
     return newest.event.type if newest else None
 
 
-def _read(msg: RawStreamMsg) -> _Queued | None:
+def _read(msg: RawStreamMsg) -> _Queued | UndecodableMessage:
     try:
-        job = Job.decode(msg.data or b"")
-    except UndecodableMessage:
-        return None
+        job = read_job(msg.subject or "", msg.data or b"")
+    except UndecodableMessage as exc:
+        return exc
     return _Queued(
         seq=msg.seq or 0,
         id=job.id,

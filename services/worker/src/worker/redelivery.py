@@ -25,6 +25,8 @@ class Past:
     cancel_requested: bool = False
     lapsed: bool = False
     """It is so old that its events, if there were any, may be past the resume window."""
+    first_attempt: int = 1
+    """Of a job that was redriven: behind those that it had before."""
 
     @property
     def state(self) -> State:
@@ -94,7 +96,7 @@ def decide(past: Past, *, repeatable: bool, now_ms: int, ack_wait_ms: int) -> St
         return End(0, 0, Ending.of(OutcomeUnknown(0, "unknown", 0, "its events are past the resume window")))
     if past.state is not State.RUNNING:
         step(past.state, Signal.START)
-        return Start(past.attempt + 1, past.fence)
+        return Start(past.attempt + 1 if past.attempt else past.first_attempt, past.fence)
     assert newest is not None
     started = past.started or newest.event
     if now_ms - started_ms(started) < ack_wait_ms // 2:
@@ -104,12 +106,17 @@ def decide(past: Past, *, repeatable: bool, now_ms: int, ack_wait_ms: int) -> St
     if not repeatable:
         step(past.state, Signal.LOSE)
         return End(past.attempt, newest.fence, Ending.of(unknown(past.attempt, started)))
-    return after_failure(past.attempt, newest.fence, cause=None)
+    return after_failure(past.attempt, newest.fence, cause=None, first_attempt=past.first_attempt)
 
 
-def after_failure(attempt: int, last_seq: int, cause: JobError | None) -> Start | End:
+def is_last(attempt: int, first_attempt: int) -> bool:
+    """Is there no attempt left behind this one? A job that was redriven has all of them anew."""
+    return attempt - first_attempt + 1 >= MAX_ATTEMPTS
+
+
+def after_failure(attempt: int, last_seq: int, cause: JobError | None, *, first_attempt: int) -> Start | End:
     """What follows an attempt that may be repeated: the next one, while there is one left."""
-    if attempt >= MAX_ATTEMPTS:
+    if is_last(attempt, first_attempt):
         return End(attempt, last_seq, Ending.of(TooManyAttempts(attempt, cause)))
     return Start(attempt + 1, last_seq)
 

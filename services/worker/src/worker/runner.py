@@ -13,11 +13,12 @@ import structlog
 from common import metrics
 from common.bus import Bus
 from common.consumer import Delivery
+from common.dead_letters import GivenUp
 from common.ending import Ending
 from common.errors import Fenced, StoreUnavailable
 from common.job_errors import JobError, QueueTimeout
 from common.log import get, job_context
-from common.schema import DeadLetter, Job, now_ms
+from common.schema import Job, now_ms
 from common.subjects import jobs as jobs_subject
 from worker.attempt import Attempt, CancelledBeforeStart, Failed, Held, ServerContext
 from worker.engine import ContainerEngine
@@ -26,7 +27,7 @@ from worker.grip import ContainerSource
 from worker.heartbeat import Heartbeat
 from worker.journal import Journal
 from worker.proof import OwnerAlive, Proof
-from worker.redelivery import MAX_ATTEMPTS, Drop, End, Leave, Past, Prove, Start, Step, after_failure, decide, unknown
+from worker.redelivery import Drop, End, Leave, Past, Prove, Start, Step, after_failure, decide, is_last, unknown
 
 _log = get(__name__)
 
@@ -89,9 +90,9 @@ class Runner:
         """Step by step, each decided by what is stored, until the job has ended or is another worker's."""
         job = held.job
         # A first delivery is taken to be just that; the fence tells if it is not.
-        step: Step = Start(1, 0) if held.delivery.deliveries == 1 else await self._decide(job, server)
+        step: Step = Start(job.first_attempt, 0) if held.delivery.deliveries == 1 else await self._decide(job, server)
         while True:
-            if isinstance(step, Start) and step.attempt == 1 and held.picked_up_ms > job.start_by_ms:
+            if isinstance(step, Start) and step.attempt == job.first_attempt and held.picked_up_ms > job.start_by_ms:
                 step = End(0, step.last_seq, Ending.of(QueueTimeout(held.picked_up_ms - job.created_ms)))
             try:
                 match step:
@@ -124,11 +125,13 @@ class Runner:
     async def _past(self, job: Job) -> Past:
         newest = await self._bus.last_event(job.session, job.id)
         if newest is None:
-            return Past(None, lapsed=job.created_ms <= await self._bus.oldest_event_ms())
+            lapsed = job.created_ms <= await self._bus.oldest_event_ms()
+            return Past(None, lapsed=lapsed, first_attempt=job.first_attempt)
         if newest.event.attempt == 0 or newest.event.terminal:
-            return Past(newest)
+            return Past(newest, first_attempt=job.first_attempt)
         started = await self._bus.started_event(job.session, job.id, newest.event.attempt)
-        return Past(newest, started, await self._bus.cancel_requested(job.session, job.id))
+        cancel_requested = await self._bus.cancel_requested(job.session, job.id)
+        return Past(newest, started, cancel_requested, first_attempt=job.first_attempt)
 
     async def _yield(self, job: Job) -> Step:
         """The store has refused an event of ours: the job has ended, or is another worker's by now."""
@@ -148,16 +151,17 @@ class Runner:
         """Run one attempt to its end, and settle the job if it ended. Returns what follows otherwise."""
         attempt = Attempt(self._bus, self._worker, held, step.attempt, step.last_seq)
         try:
-            end = await attempt.run(server, source, last=step.attempt >= MAX_ATTEMPTS)
+            end = await attempt.run(server, source, last=is_last(step.attempt, held.job.first_attempt))
         except EngineUnavailable:
             raise
         except JobError as exc:
-            return End(step.attempt - 1, step.last_seq, Ending.of(exc))
+            ran_before = 0 if step.attempt == held.job.first_attempt else step.attempt - 1
+            return End(ran_before, step.last_seq, Ending.of(exc))
         if isinstance(end, Failed):
             _log.info(
                 "attempt failed", session=held.job.session, job=held.job.id, attempt=step.attempt, why=str(end.error)
             )
-            return after_failure(step.attempt, attempt.last_seq, end.error)
+            return after_failure(step.attempt, attempt.last_seq, end.error, first_attempt=held.job.first_attempt)
         await self._settle(held.delivery)
         self._tell_end(held.delivery, step.attempt, end, attempt.timings)
         return None
@@ -167,15 +171,17 @@ class Runner:
         job = delivery.job
         if step.ending.outcome == "dead_lettered":
             assert step.ending.error is not None
-            letter = DeadLetter(
-                job=job.id,
-                reason=step.ending.error.message,
-                subject=jobs_subject(job.server, job.session),
-                payload=delivery.payload,
-                deliveries=delivery.deliveries,
-                time_ms=now_ms(),
+            await self._bus.dead_letter(
+                GivenUp(
+                    subject=jobs_subject(job.server, job.session),
+                    payload=delivery.payload,
+                    error=step.ending.error.as_dict(),
+                    seq=delivery.stream_seq,
+                    job=job.id,
+                    deliveries=delivery.deliveries,
+                    traceparent=delivery.traceparent,
+                )
             )
-            await self._bus.dead_letter(job.server, job.session, letter)
         await Journal(self._bus, job, step.attempt, step.last_seq).append("result", step.ending.as_data())
         await self._settle(delivery)
         self._tell_end(delivery, step.attempt, step.ending, {})

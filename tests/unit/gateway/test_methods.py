@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from common.errors import InvalidParams
 from gateway.http import RESOURCES
-from gateway.methods import METHODS, CallParams, OpenParams, _validated
+from gateway.methods import METHODS, CallParams, LettersParams, OpenParams, PurgeParams, _validated
 
 
 def test_every_method_is_there_on_both_doors() -> None:
@@ -32,3 +34,50 @@ def test_a_position_is_complete_or_not_there() -> None:
     for half in ({"epoch": "e"}, {"seq": 0}):
         with pytest.raises(InvalidParams):
             _validated(OpenParams, {"session": "s", **half})
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("list", {"limit": 0}),
+        ("list", {"limit": 501}),
+        ("list", {"limit": "5"}),
+        ("list", {"server": "a.b"}),
+        ("list", {"server": "*"}),
+        ("list", {"before": 5}),
+        ("list", {"nosuch": 1}),
+        ("show", {}),
+        ("show", {"letter": 1}),
+        ("show", {"letter": "0"}),
+        ("show", {"letter": "-1"}),
+        ("show", {"letter": "1\n"}),
+        ("show", {"letter": "x"}),
+        ("redrive", {"letter": "9" * 19}),
+        ("delete", {"letter": ["1"]}),
+        ("purge", {}),
+        ("purge", {"all": False}),
+        ("purge", {"all": True, "server": "math"}),
+        ("purge", {"server": ">"}),
+        ("purge", {"all": True, "older_than_s": -1}),
+        ("purge", {"all": True, "older_than_s": float("nan")}),
+        ("purge", {"all": 1}),
+    ],
+)
+def test_params_of_dead_letters_that_do_not_fit_are_refused(method: str, params: dict[str, Any]) -> None:
+    """Above all what would widen a subject, and a purge that does not say what to purge."""
+    with pytest.raises(InvalidParams):
+        _validated(METHODS[f"dead_letters/{method}"][0], params)
+
+
+def test_numbers_and_truth_may_come_as_text_where_all_params_do() -> None:
+    """In the query of an address; an id stays the text that it is."""
+    listing = _validated(LettersParams, {"limit": "5", "server": "123", "before": "7"}, as_text=True)
+    purge = _validated(PurgeParams, {"all": "true", "older_than_s": "1.5"}, as_text=True)
+
+    assert isinstance(listing, LettersParams)
+    assert (listing.limit, listing.server, listing.before) == (5, "123", "7")
+    assert isinstance(purge, PurgeParams)
+    assert (purge.all, purge.older_than_s) == (True, 1.5)
+    for faulty in ({"limit": "x"}, {"limit": ""}, {"before": ""}):
+        with pytest.raises(InvalidParams):
+            _validated(LettersParams, faulty, as_text=True)

@@ -79,6 +79,19 @@ def test_a_limit_that_cannot_be_used_is_a_fault(setting: str, value: object, fau
 
 
 @pytest.mark.parametrize(
+    ("text", "operators"), [("ops", {"ops"}), (" ops, dba ,", {"ops", "dba"}), ("", set()), (",", set())]
+)
+def test_operators_are_read_from_the_environment_as_a_list(
+    monkeypatch: pytest.MonkeyPatch, text: str, operators: set[str]
+) -> None:
+    """None at all is a choice, too; without the setting it is the tenant of the development key."""
+    assert load(GatewaySettings).operators == {"development"}
+    monkeypatch.setenv("OPERATORS", text)
+
+    assert load(GatewaySettings).operators == operators
+
+
+@pytest.mark.parametrize(
     ("keys", "fault"),
     [
         ("not json", "must be a JSON object"),

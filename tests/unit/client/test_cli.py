@@ -54,12 +54,15 @@ async def gateway(store: Store) -> AsyncIterator[GatewayDouble]:
 
 
 @asynccontextmanager
-async def running(gateway_url: str, *command: str, stderr: int = PIPE) -> AsyncIterator[Process]:
+async def running(
+    gateway_url: str, *command: str, stderr: int = PIPE, stdin: int | None = None
+) -> AsyncIterator[Process]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "client",
         *command,
+        stdin=stdin,
         stdout=PIPE,
         stderr=stderr,
         env={**os.environ, "ORCHESTRATOR_URL": gateway_url, "PYTHONUNBUFFERED": "1"},

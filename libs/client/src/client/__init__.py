@@ -5,6 +5,7 @@ async with connect("http://127.0.0.1:8080", key="development") as session:
         print(event.type, event.data)
 """
 
+from client.dead_letters import DeadLetters, Redriven
 from client.errors import ClientError, ConnectionLost, NoAnswer, ProtocolFault, Refused, Unreachable
 from client.event import Event, Job, JobResult, Position
 from client.session import Session, connect
@@ -12,12 +13,14 @@ from client.session import Session, connect
 __all__ = [
     "ClientError",
     "ConnectionLost",
+    "DeadLetters",
     "Event",
     "Job",
     "JobResult",
     "NoAnswer",
     "Position",
     "ProtocolFault",
+    "Redriven",
     "Refused",
     "Session",
     "Unreachable",

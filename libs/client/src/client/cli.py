@@ -6,31 +6,20 @@ answers, 130 left by Ctrl-C, 141 nobody reads the output.
 
 from __future__ import annotations
 
-import asyncio
-import os
-import sys
-from collections.abc import Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import aclosing
 from dataclasses import asdict
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
-from client import foreground, tables
-from client.arguments import BadArgument, parse
-from client.errors import ClientError, Refused, Unreachable
+from client import dead_letter_commands, foreground, tables
+from client.arguments import parse
+from client.command import NOT_SUCCEEDED, SUCCEEDED, connected, run, show
 from client.event import Position
 from client.options import AsJson, JobId, Key, ServerName, SessionId, Url, check_position
 from client.session import DEFAULT_KEY, DEFAULT_URL, Session, connect
 from client.summary import summary
-from client.terminal import complain, console, print_json
-
-SUCCEEDED: Final = 0
-NOT_SUCCEEDED: Final = 1
-REFUSED: Final = 2
-UNREACHABLE: Final = 3
-INTERRUPTED: Final = 130
-PIPE_CLOSED: Final = 141
+from client.terminal import console
 
 app = typer.Typer(
     help="Call tools and look after jobs of an MCP Orchestrator.",
@@ -38,6 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(dead_letter_commands.app, name="dead-letters")
 
 
 @app.command()
@@ -68,7 +58,7 @@ def call(
     """
 
     async def main() -> int:
-        async with _connect(url, key, session or None) as opened:
+        async with connected(url, key, session or None) as opened:
             arguments = parse([], args, {})
             if pairs:
                 arguments = parse(pairs, args, await _schema(opened, server, tool))
@@ -77,7 +67,7 @@ def call(
             )
         return SUCCEEDED if result.succeeded else NOT_SUCCEEDED
 
-    _run(main())
+    run(main())
 
 
 @app.command()
@@ -85,12 +75,12 @@ def servers(url: Url = DEFAULT_URL, key: Key = DEFAULT_KEY, as_json: AsJson = Fa
     """List the servers of the catalog."""
 
     async def main() -> int:
-        async with _connect(url, key) as session:
+        async with connected(url, key) as session:
             listed = await session.servers()
-        _show(listed, as_json, lambda: tables.show_servers(console(), listed))
+        show(listed, as_json, lambda: tables.show_servers(console(), listed))
         return SUCCEEDED
 
-    _run(main())
+    run(main())
 
 
 @app.command()
@@ -98,12 +88,12 @@ def tools(server: ServerName, url: Url = DEFAULT_URL, key: Key = DEFAULT_KEY, as
     """List the tools of a server, with their arguments and hints."""
 
     async def main() -> int:
-        async with _connect(url, key) as session:
+        async with connected(url, key) as session:
             listed = await session.tools(server)
-        _show(listed, as_json, lambda: tables.show_tools(console(), listed))
+        show(listed, as_json, lambda: tables.show_tools(console(), listed))
         return SUCCEEDED
 
-    _run(main())
+    run(main())
 
 
 @app.command()
@@ -111,12 +101,12 @@ def ps(url: Url = DEFAULT_URL, key: Key = DEFAULT_KEY, as_json: AsJson = False) 
     """Show workers, their pools of containers, and the queues."""
 
     async def main() -> int:
-        async with _connect(url, key) as session:
+        async with connected(url, key) as session:
             status = await session.status()
-        _show(status, as_json, lambda: tables.show_status(console(), status))
+        show(status, as_json, lambda: tables.show_status(console(), status))
         return SUCCEEDED
 
-    _run(main())
+    run(main())
 
 
 @app.command("open")
@@ -128,7 +118,7 @@ def open_session(url: Url = DEFAULT_URL, key: Key = DEFAULT_KEY) -> None:
             print(session.id)
         return SUCCEEDED
 
-    _run(main())
+    run(main())
 
 
 @app.command("close")
@@ -136,12 +126,12 @@ def close_session(session: SessionId, url: Url = DEFAULT_URL, key: Key = DEFAULT
     """Close a session: its jobs are cancelled, its containers are freed."""
 
     async def main() -> int:
-        async with _connect(url, key, session) as opened:
+        async with connected(url, key, session) as opened:
             for job in await opened.close():
                 print(f"cancelled {job}")
         return SUCCEEDED
 
-    _run(main())
+    run(main())
 
 
 @app.command()
@@ -158,16 +148,16 @@ def events(
     """Follow the events of a session, until Ctrl-C."""
 
     async def main() -> int:
-        async with _connect(url, key, session) as opened:
+        async with connected(url, key, session) as opened:
             start = Position.parse(after) if after else None
             if everything:
                 start = Position(opened.position.epoch, 0)
             async for event in opened.events(after=start):
                 line = f"{event.seq:>8} {event.job} {event.attempt} {event.type:<8} {summary(event)}"
-                _show(asdict(event), as_json, lambda line=line: print(line, flush=True))  # type: ignore[misc]
+                show(asdict(event), as_json, lambda line=line: print(line, flush=True))  # type: ignore[misc]
         return SUCCEEDED
 
-    _run(main())
+    run(main())
 
 
 @app.command()
@@ -177,12 +167,12 @@ def job(
     """Show what is known of a job."""
 
     async def main() -> int:
-        async with _connect(url, key, session) as opened:
+        async with connected(url, key, session) as opened:
             known = await opened.job(job)
-        _show(asdict(known), as_json, lambda: tables.show_job(console(), known))
+        show(asdict(known), as_json, lambda: tables.show_job(console(), known))
         return SUCCEEDED
 
-    _run(main())
+    run(main())
 
 
 @app.command()
@@ -190,7 +180,7 @@ def cancel(session: SessionId, job: JobId, url: Url = DEFAULT_URL, key: Key = DE
     """Cancel a job, and wait until it is known how it ended."""
 
     async def main() -> int:
-        async with _connect(url, key, session) as opened:
+        async with connected(url, key, session) as opened:
             await opened.cancel(job)
             async with aclosing(opened.follow(job)) as events:
                 async for event in events:
@@ -198,7 +188,7 @@ def cancel(session: SessionId, job: JobId, url: Url = DEFAULT_URL, key: Key = DE
                         print(summary(event))
         return SUCCEEDED
 
-    _run(main())
+    run(main())
 
 
 def main() -> None:
@@ -206,34 +196,6 @@ def main() -> None:
 
 
 # --- what the commands share --------------------------------------------------------------------------
-
-
-def _connect(url: str, key: str, session: str | None = None) -> AbstractAsyncContextManager[Session]:
-    return connect(url.split(","), key=key, session=session)
-
-
-def _run(command: Coroutine[Any, Any, int]) -> None:
-    """Exit with the code of `command`; expected errors are one sentence on stderr."""
-    try:
-        code = asyncio.run(command)
-    except (ClientError, BadArgument) as exc:
-        hint = "; --url or ORCHESTRATOR_URL says where it is" if isinstance(exc, Unreachable) else ""
-        complain(f"{exc}{hint}")
-        code = REFUSED if isinstance(exc, Refused | BadArgument) else UNREACHABLE
-    except BrokenPipeError:
-        # Whoever read our output has left, such as `head`. Python would complain once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = PIPE_CLOSED
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    raise typer.Exit(code)
-
-
-def _show(value: Any, as_json: bool, show: Callable[[], None]) -> None:
-    if as_json:
-        print_json(value)
-    else:
-        show()
 
 
 async def _schema(session: Session, server: str, tool: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from client.background import background
 from client.errors import ClientError
-from client.event import JobResult
+from client.event import JobResult, Position
 from client.session import Session
 from client.terminal import call_view, complain
 
@@ -37,6 +37,17 @@ async def call(
                 if event.terminal:
                     return JobResult.from_event(event)
     raise AssertionError("the events of a call end with its terminal event")
+
+
+async def follow(session: Session, job: str, after: Position, *, as_json: bool) -> JobResult:
+    """Show the events of a job that goes on without us. Returns how it ended."""
+    with call_view(f"job {job}", as_json=as_json) as view:
+        async with aclosing(session.follow(job, after=after)) as events:
+            async for event in events:
+                view.show(event)
+                if event.terminal:
+                    return JobResult.from_event(event)
+    raise AssertionError("the events of a job end with its terminal event")
 
 
 def _interrupt() -> asyncio.Future[None]:

@@ -128,7 +128,9 @@ class Readers:
                 self._early_dropped = True
                 return
             reader = Reader(event.job, Position(epoch, event.seq - 1))
-            tool = (event.data["server"], event.data["tool"]) if event.type == "queued" else None
+            # A job that was redriven is nobody's unanswered call.
+            called = event.type == "queued" and "redrive_of" not in event.data
+            tool = (event.data["server"], event.data["tool"]) if called else None
             early = self._early[event.job] = _Early(reader, tool)
             wanted = self._wanted.get(tool) if tool else None
             if wanted is not None and not wanted.done():

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from client.background import background
 from client.connection import Dialer, OnEvent
+from client.dead_letters import DeadLetters
 from client.endpoint import endpoint
 from client.errors import ClientError, ConnectionLost
 from client.event import Event, Job, JobResult, Position
@@ -184,6 +185,11 @@ class Session:
     async def status(self) -> dict[str, Any]:
         """`{gateway, workers, queues: [{server, waiting, running}]}`."""
         return await self._ask("status/get")
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """The jobs that the system gave up on, of all sessions of the tenant."""
+        return DeadLetters(self._ask)
 
     async def close(self) -> list[str]:
         """End the session: its jobs are cancelled, its containers freed. Returns the cancelled jobs."""

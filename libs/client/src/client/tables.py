@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from client.event import Job
-from client.summary import ending
+from client.summary import ending, shorten
 
 Row = dict[str, Any]
 
@@ -17,7 +18,7 @@ def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         # Names of numbers end in what they count; numbers stand at the right.
-        right = column in ("WAITING", "RUNNING", "READY", "BUSY", "STARTING", "LIMIT", "LEASES", "SLOTS")
+        right = column in ("WAITING", "RUNNING", "READY", "BUSY", "STARTING", "LIMIT", "LEASES", "SLOTS", "ATTEMPTS")
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     return table
 
@@ -119,3 +120,66 @@ def show_job(console: Console, job: Job) -> None:
     for name, value in facts.items():
         table.add_row(name, value)
     console.print(table)
+
+
+def show_letters(console: Console, letters: list[Row]) -> None:
+    if not letters:
+        console.print("no dead letters")
+        return
+    table = _table("LETTER", "WHEN", "TENANT", "SERVER", "TOOL", "JOB", "ATTEMPTS", "REASON")
+    for each in letters:
+        table.add_row(
+            each["letter"],
+            _moment(each["time_ms"]),
+            each["tenant"] or "?",
+            each["server"],
+            each["tool"] or "?",
+            each["job"] or "?",
+            str(each["attempts"]),
+            shorten(each["reason"]),
+        )
+    console.print(table)
+
+
+def show_letter(console: Console, letter: Row) -> None:
+    """Its facts, its attempts, what the server said last, and the call."""
+    facts = {
+        "letter": letter["letter"],
+        "when": _moment(letter["time_ms"]),
+        "tenant": letter["tenant"] or "?",
+        "call": f"{letter['server']} {letter['tool'] or '?'}",
+        "session": letter["session"],
+        "job": letter["job"] or "?",
+        "redrive of": letter["redrive_of"],
+        "why": f"{letter['error'].get('type')}: {letter['reason']}",
+        "image": letter["image_digest"],
+        "trace": letter["trace"],
+    }
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in facts.items():
+        if value:
+            table.add_row(name, value)
+    console.print(table)
+    if letter["attempts"]:
+        attempts = _table("ATTEMPT", "WORKER", "CONTAINER", "STARTED", "ENDED", "ERROR")
+        for each in letter["attempts"]:
+            ended = "worker lost" if each["ended_ms"] is None else _moment(each["ended_ms"])
+            error = (each["error"] or {}).get("message", "")
+            started = _moment(each["started_ms"])
+            attempts.add_row(str(each["attempt"]), each["worker"], each["container"], started, ended, shorten(error))
+        console.print()
+        console.print(attempts)
+    if letter["stderr"]:
+        console.print("\nlast on stderr:")
+        console.print(letter["stderr"])
+    if "arguments" in letter:
+        console.print("\narguments:")
+        console.print_json(data=letter["arguments"])
+    else:
+        console.print(f"\nno job can be made of its message of {letter['size']} bytes; --json shows it")
+
+
+def _moment(time_ms: int) -> str:
+    if not time_ms:
+        return "?"
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

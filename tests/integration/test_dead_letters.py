@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from common import subjects
+from common.schema import AttemptRecord, Job, now_ms
 from tests.gateway_rig import RunningGateway, start_gateway
 from tests.nats_server import NatsServer
 from tests.worker_rig import WorkerRig, worker_rig
@@ -117,3 +119,27 @@ async def test_a_redriven_job_whose_server_works_again_succeeds(rig: WorkerRig, 
     assert [(event["type"], event["attempt"]) for event in told] == [("queued", 0), ("started", 4), ("result", 4)]
     assert (told[-1]["data"]["outcome"], letters) == ("succeeded", [])
     assert told[-1]["data"]["result"]["content"][0]["text"] == "at last"
+
+
+async def test_a_redriven_job_that_no_worker_takes_in_time_has_no_attempt(rig: WorkerRig) -> None:
+    """It ends as attempt 0, as every job that never started, whatever it counts on from."""
+    before = AttemptRecord(
+        attempt=3, worker="w", engine="e", container="c", image_digest="", started_ms=1, ended_ms=2, error=None
+    )
+    job = Job(
+        id=subjects.new_job_id(),
+        session="s1",
+        tenant="test",
+        server="shared",
+        tool="echo",
+        arguments={"text": "x"},
+        created_ms=now_ms() - 2_000,
+        start_by_ms=now_ms() - 1_000,
+        timeout_ms=1_000,
+        redrive_of="old",
+        attempts_before=[before],
+    )
+    await rig.bus.enqueue_job(job)
+    end = (await rig.events(job))[-1]
+
+    assert (end.attempt, end.data["outcome"], end.data["error"]["type"]) == (0, "timed_out", "queue_timeout")

@@ -226,6 +226,21 @@ async def test_a_call_that_lost_its_answer_goes_on_if_events_tell_its_job(
     assert gateway.requests.count("tools/call") == 1
 
 
+async def test_a_redriven_job_is_not_taken_for_a_call_that_lost_its_answer(
+    session: Session, gateway: GatewayDouble, store: Store
+) -> None:
+    """An operator may redrive a job of the same tool at that moment."""
+    async with asyncio.TaskGroup() as group:
+        listening = Listening(group, session.call("git", "commit"))
+        await gateway.held.get()
+        store.add("job0", "queued", server="git", tool="commit", redrive_of="old")
+        store.add("job1", "queued", server="git", tool="commit")
+        gateway.drop()
+        store.add("job1", "result", outcome="succeeded")
+
+    assert [(event.job, event.type) for event in listening.events] == [("job1", "queued"), ("job1", "result")]
+
+
 async def test_two_calls_that_lost_their_answers_are_not_mixed_up(
     session: Session, gateway: GatewayDouble, store: Store
 ) -> None:

@@ -10,7 +10,9 @@ import pytest
 from common import headers, subjects
 from common.catalog import ServerSpec
 from common.schema import DeadLetter, Event
+from standalone.probe import why_not_ready
 from tests.nats_server import NatsServer
+from tests.ports import free_port
 from tests.worker_rig import DEADLINE_S, WorkerRig, worker_rig
 from worker.pool import container_spec
 from worker.reaper import STORE_LABEL, WORKER_LABEL
@@ -117,6 +119,25 @@ async def test_the_session_is_told_when_its_state_was_lost_with_its_worker(rig: 
     started = next(event for event in events if event.type == "started")
     assert started.data["state_lost"] is True
     assert events[-1].data["result"]["content"][0]["text"] == "1"
+
+
+async def test_a_worker_whose_containers_are_all_leased_is_ready(rig: WorkerRig) -> None:
+    """It has no spare one and may make none: that is full, not cold."""
+    await rig.apply(
+        """
+servers:
+  kept: {image: mcp-orchestrator/fixture:local, scope: session, pool: {min: 1, max: 1}}
+"""
+    )
+    port = free_port()
+    rig.start_worker(health_port=port)
+    await rig.listing("kept")
+    await rig.call("kept", "whoami", session="s1")
+
+    async with asyncio.timeout(DEADLINE_S):
+        while (await rig.workers(1))[0]["pools"][0]["leases"] == 0:
+            continue
+    assert await why_not_ready("127.0.0.1", port) == ""
 
 
 async def test_an_idle_lease_is_given_up_and_its_container_removed(rig: WorkerRig) -> None:

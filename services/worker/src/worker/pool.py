@@ -101,8 +101,9 @@ class Pool:
 
     @property
     def at_minimum(self) -> bool:
-        """True once the pool holds what it should, or knows that it cannot."""
-        return len(self._ready) >= self._spec.pool.min or self._last_failure is not None
+        """True once the pool holds what it should, or all that it may, or knows that it cannot."""
+        full = len(self._members) - self._starting >= self._spec.pool.max
+        return full or len(self._ready) >= self._spec.pool.min or self._last_failure is not None
 
     # --- taking and giving back ------------------------------------------------------------------------
 

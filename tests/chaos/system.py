@@ -49,7 +49,7 @@ servers:
     image: {IMAGE}
     runtime: {RUNTIME}
     scope: session
-    pool: {{min: 1, max: 8}}
+    pool: {{min: 1, max: 12}}
     timeouts: {{job_ms: 20000, queue_s: 120, idle_s: 10}}
   call:
     image: {IMAGE}

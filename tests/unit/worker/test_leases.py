@@ -488,3 +488,32 @@ async def test_a_holder_that_lost_its_lease_lets_go_of_it(nats_server: NatsServe
 
     async with open_bus(nats_server, lease_ttl_s=1) as bus:
         assert await record(bus) == theirs
+
+
+async def test_a_lease_that_is_given_up_while_it_is_renewed_is_not_lost_as_well(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its key is another's by the time that the store answers; the worker goes on keeping the others."""
+    async with holders(nats_server, "w-1", ttl_s=1) as [holder], asyncio.TaskGroup() as tasks:
+        [one] = await pulled(holder)
+        await holder.leases.place(one)
+        await holder.ran.get()
+        entry = await holder.bus.get(LEASES_BUCKET, KEY)
+        theirs = LeaseRecord(worker="w-other", container="").encode()
+        await holder.bus.replace(LEASES_BUCKET, KEY, theirs, entry.revision, ttl_s=3600)
+        renew, refused = holder.bus.replace, asyncio.Event()
+
+        async def given_up_meanwhile(bucket: str, key: str, value: bytes, revision: int, ttl_s: float) -> int:
+            holder.leases.give_up(SESSION)
+            try:
+                return await renew(bucket, key, value, revision, ttl_s=ttl_s)
+            finally:
+                refused.set()
+
+        monkeypatch.setattr(holder.bus, "replace", given_up_meanwhile)
+        keeping = tasks.create_task(holder.leases.keep())
+        await refused.wait()
+        await settle()
+
+        assert not keeping.done()
+        keeping.cancel()

@@ -265,12 +265,16 @@ class Leases:
             entry = await self._bus.get(LEASES_BUCKET, key)
         except StoreUnavailable:
             return  # the next renewal finds out
+        held = self._held.get(lease.session)
+        if held is None or held[0] is not lease:
+            return  # given up while it was being renewed
         if _holder(entry.value) == self._worker:
             lease.revision = entry.revision
-        elif lease.session in self._held:
-            # What runs here runs to its end, and its events are fenced as ever.
-            _log.warning("lease lost", session=lease.session, server=self._server)
-            self._tasks.create_task(self._end(*self._held.pop(lease.session), purge=False))
+            return
+        # Another worker has it now. What runs here runs to its end, and its events are fenced as ever.
+        _log.warning("lease lost", session=lease.session, server=self._server)
+        del self._held[lease.session]
+        self._tasks.create_task(self._end(*held, purge=False))
 
     def give_up(self, session: str) -> None:
         """End a session's lease, if it is held here, as soon as what runs has ended."""

@@ -33,7 +33,7 @@ CANCELLED, STUBBORN, WITH_PROGRESS, LONG, CLOSED = 0.08, 0.05, 0.25, 0.06, 0.5
 """Parts: of the jobs that are cancelled, go on when they are cancelled, report progress, take long; of the sessions
 that are closed at once rather than left when their jobs have ended."""
 
-EXPLAINED = frozenset({"store_unavailable", "server_not_ready", "queue_full"})
+EXPLAINED = frozenset({"store_unavailable", "server_not_ready", "queue_full", "too_many_jobs", "rate_limited"})
 """Refusals that faults explain, and that end by themselves; any other is a violation."""
 
 

@@ -76,6 +76,11 @@ class Row(NamedTuple):
     def terminal(self) -> bool:
         return self.type == "result"
 
+    @property
+    def told_by_gateway(self) -> bool:
+        """Stored under a subject of its own (docs/adr/0002), so that it may come late: beside the worker's events."""
+        return self.type == "queued" or (self.type == "progress" and self.attempt == 0)
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -270,9 +275,9 @@ def _causes(started: Row, end: Row, strikes: Iterable[Strike]) -> list[Strike]:
 
 
 def _judge_order(case: _Case, verdict: Verdict) -> None:
-    """`queued` is apart: it is stored under a subject of its own (docs/adr/0002)."""
+    """What the gateways tell of a job that waits is apart."""
     for job, rows in case.by_job.items():
-        own = [row for row in rows if row.type != "queued"]
+        own = [row for row in rows if not row.told_by_gateway]
         attempts = [row.attempt for row in own]
         late = [row for earlier, row in pairwise(own) if earlier.terminal]
         if attempts != sorted(attempts) or late:

@@ -284,6 +284,15 @@ def test_the_queued_event_may_be_stored_late() -> None:
     assert counts(judge(found)) == {}
 
 
+def test_a_waiting_jobs_position_may_be_stored_late() -> None:
+    """It has a subject of its own too: a gateway that froze in between tells what its job's end has overtaken."""
+    rows = rows_of("a", 1)
+    late = [*rows, Row(4, "a", 0, "progress", START_MS + 600)]
+    found = evidence(submissions=[submission("a")], stored={"s": late}, seen=[seen_of("s", late)])
+
+    assert counts(judge(found)) == {}
+
+
 def test_what_is_left_is_counted() -> None:
     """Containers, processes, leases, and whatever else must not be."""
     verdict = judge(

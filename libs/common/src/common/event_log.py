@@ -93,7 +93,15 @@ class EventLog(Buckets):
         return True
 
     async def publish_position(self, session: str, job: str, data: dict[str, Any], last_seq: int) -> int:
-        """Tell how far a waiting job has come, behind the report with number `last_seq`. Returns its number."""
+        """Tell how far a waiting job has come, behind the report with number `last_seq`. Returns its number.
+
+        It may come after the job's start or end. The store could fence it by those (another subject's last number), but
+        while such a publish is under way a cluster refuses what the worker stores there.
+
+        Raises:
+            Fenced: if the job's last report is another one.
+            StoreUnavailable: if the store did not confirm.
+        """
         event = Event(job=job, session=session, attempt=0, type="progress", time_ms=now_ms(), data=data)
         return await self.publish_event(event, expected=last_seq)
 

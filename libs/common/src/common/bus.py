@@ -85,23 +85,18 @@ class Bus(DeadLetterLog):
 
     # --- jobs -----------------------------------------------------------------------------------------
 
-    async def enqueue_job(self, job: Job, traceparent: str | None = None, fingerprint: str = "") -> Accepted:
+    async def enqueue_job(self, job: Job, traceparent: str | None = None) -> Accepted:
         """Store the job; when this returns it is accepted.
 
         Both are sent at once and waited for together: one round trip (docs/adr/0002). The job goes first, because
         its way is the longer one: the store has the event before a worker can have answered. A job that was stored
         less than two minutes ago is not stored again, so this may be repeated after StoreUnavailable.
 
-        Args:
-            fingerprint: Of the request, where it has an idempotency key.
-
         Raises:
             QueueFull: if the session's queue on that server is at its limit; nothing is kept then.
             StoreUnavailable: if the store did not confirm; the job may or may not have been kept.
         """
         data = {"server": job.server, "tool": job.tool}
-        if fingerprint:
-            data["fingerprint"] = fingerprint
         if job.redrive_of:
             data["redrive_of"] = job.redrive_of
         queued = Event(job=job.id, session=job.session, attempt=0, type="queued", time_ms=now_ms(), data=data)

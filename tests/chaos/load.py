@@ -69,7 +69,6 @@ class Load:
         self._seed = seed
         self._tasks = tasks
         self._stopping = asyncio.Event()
-        self._idempotent_calls: bool | None = None
 
     @property
     def accepted(self) -> int:
@@ -169,10 +168,7 @@ class Load:
             "name": submission.tool,
             "arguments": arguments,
         }
-        if await self._accepts_idempotency_key(client, params):
-            accepted = await self._persist(client, seen, "tools/call", {**params, "idempotencyKey": submission.key})
-        else:
-            accepted = await self._once(client, seen, params)
+        accepted = await self._persist(client, seen, "tools/call", {**params, "idempotencyKey": submission.key})
         if accepted is None:
             submission.given_up = True
             return
@@ -183,16 +179,6 @@ class Load:
             submission.cancel_asked_ms = _now_ms()
             ids = {"session": submission.session, "job": submission.job}
             await self._persist(client, seen, "job/cancel", ids)
-
-    async def _once(self, client: Client, seen: Seen, params: dict[str, Any]) -> dict[str, Any] | None:
-        """Without an idempotency key a call whose answer was lost may not be sent again."""
-        try:
-            return await client.request("tools/call", params)
-        except Lost:
-            self.refusals["answer lost"] += 1
-        except Refused as refused:
-            self._note(refused, seen)
-        return None
 
     async def _persist(self, client: Client, seen: Seen, method: str, params: dict[str, Any]) -> dict[str, Any] | None:
         """Ask until there is an answer: a method that may be asked twice. None if there was none for a long time."""
@@ -211,20 +197,6 @@ class Load:
             await asyncio.sleep(pause_s)
         self.refusals[f"{method} given up"] += 1
         return None
-
-    async def _accepts_idempotency_key(self, client: Client, params: dict[str, Any]) -> bool:
-        """Does `tools/call` know the param? Asked once, with a call that is refused either way."""
-        while self._idempotent_calls is None:
-            try:
-                await client.request("tools/call", {**params, "server": "none", "idempotencyKey": "probe"})
-            except Lost:
-                await asyncio.sleep(RETRY_S)
-            except Refused as refused:
-                if refused.type in ("unknown_server", "invalid_params"):
-                    self._idempotent_calls = refused.type == "unknown_server"
-                else:
-                    await asyncio.sleep(RETRY_S)
-        return self._idempotent_calls
 
     def _note(self, refused: Refused, seen: Seen | None = None) -> None:
         self.refusals[refused.type] += 1

@@ -34,6 +34,8 @@ RECONNECT_WAIT_S = 0.25
 PENDING_BYTES = 16 * 1024 * 1024
 """What may wait in this process for a NATS that is away, before publishing fails."""
 QUEUE_FULL_RETRY_S = 1.0
+LEAVE_TIMEOUT_S = 5.0
+"""For a connection to hand over what is still in it; nats-py's own limit is 30 s."""
 
 _SUBJECT_FULL = 10077
 
@@ -246,11 +248,12 @@ async def connect(settings: BusSettings, name: str) -> AsyncIterator[Bus]:
         yield bus
     finally:
         try:
-            if client.is_connected:
-                await client.drain()
-            elif not client.is_closed:
-                await client.close()
-        except (nats.errors.Error, OSError) as exc:
+            async with asyncio.timeout(LEAVE_TIMEOUT_S):
+                if client.is_connected:
+                    await client.drain()
+                elif not client.is_closed:
+                    await client.close()
+        except (nats.errors.Error, TimeoutError, OSError) as exc:
             _log.warning("NATS connection did not close cleanly", error=f"{type(exc).__name__}: {exc}")
 
 

@@ -13,10 +13,12 @@ from gateway.settings import GatewaySettings
 
 EXIT_CANNOT_LISTEN: Final = 1
 EXIT_CANNOT_WORK: Final = 3
+LEAVING_S: Final = 15.0
+"""After the drain, for NATS to be left: what hangs longer is cut off."""
 
 
 async def _serve(settings: GatewaySettings, listener: socket.socket) -> None:
-    await serve(settings, lifecycle.stop_on_signals(), listener)
+    await serve(settings, lifecycle.stop_on_signals(settings.drain_timeout_s + LEAVING_S), listener)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from common import subjects
 from common.buckets import Entry
 from common.bus import Bus
 from common.errors import Fenced, UnknownSession
+from common.feed import LEADER_LAG_S
 from common.schema import SessionRecord, now_ms
 from common.streams import SESSIONS_BUCKET
 from gateway.store import Store
@@ -21,6 +22,7 @@ call. One that was closed on another gateway takes jobs here for that long; they
 RENEWALS_IN_TTL: Final = 4
 """How often a session in use is written again while its record would lapse."""
 MAX_KNOWN: Final = 10_000
+LAG_RETRY_S: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,12 @@ async def _look_up(bus: Bus, tenant: str, session: str) -> Entry:
 
 async def _joined(bus: Bus, session: str, position: Position | None) -> Joined:
     oldest, newest = await bus.stored_range()
+    if position is not None and position.epoch == bus.epoch:
+        # Who answers as the stream's leader may not have heard yet that it is one no more, and be behind the client.
+        lag_until = asyncio.get_running_loop().time() + LEADER_LAG_S
+        while position.seq > newest and asyncio.get_running_loop().time() < lag_until:
+            await asyncio.sleep(LAG_RETRY_S)
+            oldest, newest = await bus.stored_range()
     if position is None:
         return Joined(session, bus.epoch, newest, recovered=False)
     # The stream drops its oldest events first, whichever session they are of. So nothing of this session is

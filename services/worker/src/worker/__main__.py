@@ -11,6 +11,8 @@ from worker import app
 from worker.settings import WorkerSettings
 
 EXIT_CANNOT_WORK: Final = 3
+LEAVING_S: Final = 60.0
+"""After the drain, for containers to be removed and NATS to be left: what hangs longer is cut off."""
 
 
 async def serve(settings_: WorkerSettings, stop: asyncio.Event) -> None:
@@ -19,7 +21,7 @@ async def serve(settings_: WorkerSettings, stop: asyncio.Event) -> None:
 
 
 async def main(settings_: WorkerSettings) -> None:
-    await serve(settings_, lifecycle.stop_on_signals())
+    await serve(settings_, lifecycle.stop_on_signals(settings_.drain_timeout_s + LEAVING_S))
 
 
 if __name__ == "__main__":

@@ -302,8 +302,10 @@ class Pool:
             self._clear_away(container_id, container)
             raise HandshakeFailed(said) from exc
         except HandshakeFailed as exc:
-            failure = await self._explain(container, exc)
-            self._clear_away(container_id, container)
+            try:
+                failure = await self._explain(container, exc)
+            finally:
+                self._clear_away(container_id, container)
             raise failure from exc
         except BaseException:
             self._clear_away(container_id, container)
@@ -366,8 +368,14 @@ class Pool:
     async def close(self) -> None:
         """End every container. Returns when all are gone."""
         self._closing = True  # a boot under way ends itself, or is ended by the removal of its container
-        for container in list(self._members):
-            self._remove_soon(container)
+        async with (
+            asyncio.TaskGroup() as removals
+        ):  # of its own: the server's may be failing, and start no task any more
+            for container in list(self._members):
+                container.retired = True
+                if container in self._ready:
+                    self._ready.remove(container)
+                removals.create_task(self._remove(container))
         async with self._changed:
             await self._changed.wait_for(lambda: not self._members and not self._starting)
 

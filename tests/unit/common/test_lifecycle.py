@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
-from common.lifecycle import Budget, run, stop_on_signals
+from common.lifecycle import EXIT_STUCK, Budget, run, stop_on_signals
 from tests.unit.common.bus_rig import DEADLINE_S, until
 
 
@@ -28,7 +30,7 @@ def test_a_signal_sets_the_stop_event_and_a_second_one_changes_nothing(signum: s
     seen: list[bool] = []
 
     async def serve() -> None:
-        stop = stop_on_signals()
+        stop = stop_on_signals(1000)
         seen.append(stop.is_set())
         os.kill(os.getpid(), signum)
         async with asyncio.timeout(DEADLINE_S):
@@ -40,6 +42,30 @@ def test_a_signal_sets_the_stop_event_and_a_second_one_changes_nothing(signum: s
     run(serve())
 
     assert seen == [False, True]
+
+
+STUCK = """
+import asyncio, signal
+from common import lifecycle
+
+async def hang():
+    lifecycle.stop_on_signals(0.1)
+    signal.raise_signal(signal.SIGTERM)
+    await asyncio.Event().wait()
+
+lifecycle.run(hang())
+"""
+
+
+def test_a_process_that_does_not_end_in_its_budget_says_what_it_waits_for_and_ends() -> None:
+    """Whoever stops it is not kept waiting, and whoever looks for the cause finds it in the log."""
+    ended = subprocess.run(
+        [sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+
+    assert ended.returncode == EXIT_STUCK
+    assert "not stopped in time" in ended.stdout
+    assert "hang" in ended.stdout
 
 
 async def test_a_budget_shrinks_to_nothing_and_not_below() -> None:

@@ -11,7 +11,7 @@ from worker import app
 from worker.settings import WorkerSettings
 
 EXIT_CANNOT_WORK: Final = 3
-LEAVING_S: Final = 60.0
+LEAVING_S: Final = 30.0
 """After the drain, for containers to be removed and NATS to be left: what hangs longer is cut off."""
 
 

@@ -368,9 +368,8 @@ class Pool:
     async def close(self) -> None:
         """End every container. Returns when all are gone."""
         self._closing = True  # a boot under way ends itself, or is ended by the removal of its container
-        async with (
-            asyncio.TaskGroup() as removals
-        ):  # of its own: the server's may be failing, and start no task any more
+        # A group of its own: the server's may be failing, and start no task any more.
+        async with asyncio.TaskGroup() as removals:
             for container in list(self._members):
                 container.retired = True
                 if container in self._ready:

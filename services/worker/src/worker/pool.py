@@ -242,10 +242,14 @@ class Pool:
                 )
                 self._retire(container)
 
-    def _retire(self, container: ToolContainer) -> None:
+    def _withdraw(self, container: ToolContainer) -> None:
+        """It takes no new call."""
         container.retired = True
         if container in self._ready:
             self._ready.remove(container)
+
+    def _retire(self, container: ToolContainer) -> None:
+        self._withdraw(container)
         if container.busy == 0:
             self._remove_soon(container)
         self._wake.set()
@@ -340,9 +344,7 @@ class Pool:
         await self._notify()
 
     def _remove_soon(self, container: ToolContainer) -> None:
-        container.retired = True
-        if container in self._ready:
-            self._ready.remove(container)
+        self._withdraw(container)
         self._tasks.create_task(self._remove(container))
 
     async def _remove(self, container: ToolContainer) -> None:
@@ -371,9 +373,7 @@ class Pool:
         # A group of its own: the server's may be failing, and start no task any more.
         async with asyncio.TaskGroup() as removals:
             for container in list(self._members):
-                container.retired = True
-                if container in self._ready:
-                    self._ready.remove(container)
+                self._withdraw(container)
                 removals.create_task(self._remove(container))
         async with self._changed:
             await self._changed.wait_for(lambda: not self._members and not self._starting)

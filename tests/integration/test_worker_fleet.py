@@ -14,7 +14,7 @@ from standalone.probe import why_not_ready
 from tests.nats_server import NatsServer
 from tests.ports import free_port
 from tests.worker_rig import DEADLINE_S, WorkerRig, worker_rig
-from worker.pool import container_spec
+from worker.container import container_spec
 from worker.reaper import STORE_LABEL, WORKER_LABEL
 
 pytestmark = pytest.mark.docker

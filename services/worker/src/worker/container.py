@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import monotonic
 
-from worker.engine import ContainerEngine, Duplex
+from common.catalog import ServerSpec
+from worker.engine import ContainerEngine, ContainerSpec, Duplex
 from worker.errors import EngineUnavailable, ServerGone
 from worker.mcp_connection import McpConnection
 
@@ -56,3 +58,18 @@ class ToolContainer:
             oom_killed=state.oom_killed,
             stderr=self.connection.stderr,
         )
+
+
+def container_spec(
+    server: str, spec: ServerSpec, env: Mapping[str, str], command: list[str] | None, labels: Mapping[str, str]
+) -> ContainerSpec:
+    """The container of a catalog entry, with its secrets looked up in `env`."""
+    return ContainerSpec(
+        image=spec.image,
+        command=command,
+        env=env,
+        labels={**labels, "mcp-orchestrator.server": server, "mcp-orchestrator.scope": spec.scope},
+        limits=spec.limits,
+        network=spec.network,
+        runtime=spec.runtime,
+    )

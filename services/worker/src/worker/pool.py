@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -387,17 +386,3 @@ class Pool:
         stats = self.stats()
         for state, gauge in self._gauges.items():
             gauge.set(stats[state])
-
-
-def container_spec(
-    server: str, spec: ServerSpec, env: Mapping[str, str], command: list[str] | None, labels: Mapping[str, str]
-) -> ContainerSpec:
-    return ContainerSpec(
-        image=spec.image,
-        command=command,
-        env=env,
-        labels={**labels, "mcp-orchestrator.server": server, "mcp-orchestrator.scope": spec.scope},
-        limits=spec.limits,
-        network=spec.network,
-        runtime=spec.runtime,
-    )

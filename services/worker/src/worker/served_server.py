@@ -18,7 +18,7 @@ from common.errors import StoreUnavailable
 from common.job_errors import JobError
 from common.log import get
 from common.schema import ToolListing, now_ms
-from worker.container import ToolContainer
+from worker.container import ToolContainer, container_spec
 from worker.engine import ContainerEngine
 from worker.errors import ContainerStartFailed, PoolExhausted, ServerGone
 from worker.executors.contract import Executor
@@ -26,7 +26,7 @@ from worker.executors.exec import IDLE_COMMAND, ExecExecutor
 from worker.executors.mcp import McpExecutor
 from worker.heartbeat import Heartbeat
 from worker.leases import Lease, Leases
-from worker.pool import Acquired, Pool, container_spec
+from worker.pool import Acquired, Pool
 from worker.runner import Runner
 from worker.slots import Slots
 

@@ -29,11 +29,12 @@ from tests.unit.common.bus_rig import (
     until,
     until_depth,
 )
+from worker.container import container_spec
 from worker.docker_engine import DockerEngine, open_docker_engine
 from worker.executors.mcp import McpExecutor
 from worker.heartbeat import Heartbeat
 from worker.leases import PARKED_LIMIT, Lease, Leases
-from worker.pool import Pool, container_spec
+from worker.pool import Pool
 from worker.presence import micro_service
 
 KEY = subjects.lease_key(SESSION, SERVER)

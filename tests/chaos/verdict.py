@@ -275,11 +275,12 @@ def _causes(started: Row, end: Row, strikes: Iterable[Strike]) -> list[Strike]:
 
 
 def _judge_order(case: _Case, verdict: Verdict) -> None:
-    """What the gateways tell of a job that waits is apart."""
+    """What the gateways tell is apart: of a job that waits, and that a client wants one stopped, which may have lost
+    its race with the end."""
     for job, rows in case.by_job.items():
         own = [row for row in rows if not row.told_by_gateway]
         attempts = [row.attempt for row in own]
-        late = [row for earlier, row in pairwise(own) if earlier.terminal]
+        late = [row for earlier, row in pairwise(own) if earlier.terminal and row.type != "cancelling"]
         if attempts != sorted(attempts) or late:
             verdict.disordered += 1
             verdict.violations.append(f"stored out of order: {case.describe(job)}")

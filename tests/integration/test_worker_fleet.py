@@ -13,9 +13,11 @@ from common.schema import DeadLetter, Event
 from standalone.probe import why_not_ready
 from tests.nats_server import NatsServer
 from tests.ports import free_port
+from tests.settled import settled
 from tests.worker_rig import DEADLINE_S, WorkerRig, worker_rig
 from worker.container import container_spec
-from worker.reaper import STORE_LABEL, WORKER_LABEL
+from worker.presence import micro_service
+from worker.reaper import STORE_LABEL, WORKER_LABEL, Reaper
 
 pytestmark = pytest.mark.docker
 
@@ -280,13 +282,34 @@ async def test_a_message_that_is_no_job_is_dead_lettered_and_the_worker_goes_on(
 
 
 async def test_containers_of_a_worker_that_is_gone_are_reaped(rig: WorkerRig) -> None:
-    """A worker that was killed leaves its containers to the next one."""
+    """A worker that was killed leaves its containers to the next one, which waits until its jobs are anybody's."""
     await rig.apply("servers: {kept: {image: mcp-orchestrator/fixture:local, scope: session}}")
     spec = ServerSpec(image="mcp-orchestrator/fixture:local")
     labels = {WORKER_LABEL: "w-gone", STORE_LABEL: rig.bus.epoch}
     orphan = await rig.engine.create(container_spec("kept", spec, {}, None, labels))
-    rig.start_worker(reap_period_s=0.2)
+    rig.start_worker(reap_period_s=0.2, ack_wait_s=1, lease_ttl_s=1)
 
     async with asyncio.timeout(DEADLINE_S):
         while await rig.engine.inspect(orphan) is not None:
             await rig.workers(1)  # a look takes a moment, so this is no busy loop
+
+
+async def test_containers_of_a_worker_that_was_away_for_a_moment_are_left_alone(rig: WorkerRig) -> None:
+    """Silent at one look, back at the next: its calls run on."""
+    await rig.apply("servers: {kept: {image: mcp-orchestrator/fixture:local, scope: session}}")
+    spec = ServerSpec(image="mcp-orchestrator/fixture:local")
+    labels = {WORKER_LABEL: "w-away", STORE_LABEL: rig.bus.epoch}
+    kept = await rig.engine.create(container_spec("kept", spec, {}, None, labels))
+    reaper = Reaper(rig.bus, rig.engine, "w-other", 1.0)
+    reaper._silence_s = 3600.0
+    await reaper.look()
+    await reaper.look()  # silent, and not for long enough
+    async with micro_service(rig.bus, "w-away", dict, lambda _: False):
+        await settled(rig.bus)
+        reaper._silence_s = 0.0
+        await reaper.look()  # back
+    assert await rig.engine.inspect(kept) is not None
+    await settled(rig.bus)
+    await reaper.look()  # gone for good
+
+    assert await rig.engine.inspect(kept) is None

@@ -29,6 +29,7 @@ from tests.unit.common.bus_rig import (
     until,
     until_depth,
 )
+from worker.boot_gate import BootGate
 from worker.container import container_spec
 from worker.docker_engine import DockerEngine, open_docker_engine
 from worker.executors.mcp import McpExecutor
@@ -68,7 +69,7 @@ async def deliver(bus: Bus) -> AsyncIterator[Deliver]:
 def empty_pool(engine: DockerEngine, tasks: asyncio.TaskGroup) -> Pool:
     spec = ServerSpec(image="none", scope="session")
     wanted = container_spec(SERVER, spec, {}, None, {})
-    return Pool(SERVER, spec, wanted, McpExecutor(1.0), engine, tasks, asyncio.Semaphore(1))
+    return Pool(SERVER, spec, wanted, McpExecutor(1.0), engine, tasks, BootGate(1))
 
 
 @asynccontextmanager

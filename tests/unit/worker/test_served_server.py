@@ -14,6 +14,7 @@ from common.catalog import ServerSpec
 from common.subjects import new_job_id
 from tests.nats_server import NatsServer
 from tests.unit.common.bus_rig import DEADLINE_S, SERVER, counted, make_job, open_bus, until
+from worker.boot_gate import BootGate
 from worker.docker_engine import open_docker_engine
 from worker.errors import ContainerStartFailed
 from worker.heartbeat import Heartbeat
@@ -34,7 +35,7 @@ async def worker(bus: Bus) -> AsyncIterator[Worker]:
             slots=Slots(10),
             runner=Runner(bus, "w-1", engine, heartbeat),
             heartbeat=heartbeat,
-            boot_gate=asyncio.Semaphore(1),
+            boot_gate=BootGate(1),
             labels={},
         )
 

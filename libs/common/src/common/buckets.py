@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
 from nats.js.kv import KeyValue
@@ -15,7 +14,7 @@ from common import headers, subjects
 from common.errors import Fenced, StoreUnavailable
 from common.log import get
 from common.nats_connection import WRONG_LAST_SEQUENCE, NatsConnection, translated
-from common.publisher import Publisher
+from common.publisher import CONNECTION_FAULTS, Publisher
 from common.streams import Limits, bucket_stream
 
 _log = get(__name__)
@@ -143,7 +142,7 @@ class Buckets(NatsConnection):
         self._watchers.discard(watcher)
         try:
             await watcher.stop()  # type: ignore[no-untyped-call]
-        except nats.errors.Error:
+        except CONNECTION_FAULTS:
             return  # stopped before, or the connection closed under it
 
     async def _restart_watchers(self) -> None:

@@ -23,7 +23,7 @@ from common.errors import QueueFull, StoreUnavailable
 from common.job_queue import job_of
 from common.log import get
 from common.nats_connection import WRONG_LAST_SEQUENCE, obey_cancellation, translated, without_credentials
-from common.publisher import Acknowledgement, Publisher
+from common.publisher import CONNECTION_FAULTS, Acknowledgement, Publisher
 from common.schema import Event, Job, now_ms
 from common.settings import BusSettings
 from common.streams import JOBS, SESSIONS, consumer_config, ensure_consumer, ensure_streams
@@ -253,7 +253,7 @@ async def connect(settings: BusSettings, name: str) -> AsyncIterator[Bus]:
                     await client.drain()
                 elif not client.is_closed:
                     await client.close()
-        except (nats.errors.Error, TimeoutError, OSError) as exc:
+        except (*CONNECTION_FAULTS, TimeoutError) as exc:
             _log.warning("NATS connection did not close cleanly", error=f"{type(exc).__name__}: {exc}")
 
 

@@ -10,16 +10,16 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from common import headers, subjects
 from common.errors import ServiceError, UndecodableMessage
 from common.log import get
+from common.publisher import CONNECTION_FAULTS
 from common.schema import Job
 
 _log = get(__name__)
@@ -63,7 +63,7 @@ class Delivery:
     async def _settle(self, verdict: bytes) -> None:
         try:
             await self.client.publish(self.ack_subject, verdict)
-        except nats.errors.Error as exc:
+        except CONNECTION_FAULTS as exc:
             # Not settled means delivered again after ack_wait, where the stored events say what to do.
             _log.warning("delivery not settled", job=self.job.id, verdict=verdict.decode(), error=str(exc))
 
@@ -116,7 +116,8 @@ class JobConsumer:
         finally:
             if not self._client.is_closed:
                 # The store drops the standing pulls of an inbox that nobody listens to.
-                await subscription.unsubscribe()
+                with suppress(*CONNECTION_FAULTS):
+                    await subscription.unsubscribe()
 
     async def __aiter__(self) -> AsyncIterator[Delivery]:
         while True:
@@ -170,7 +171,7 @@ class JobConsumer:
         }
         try:
             await self._client.publish(self._pull_subject, json.dumps(request).encode(), reply=self._inbox)
-        except nats.errors.Error as exc:
+        except CONNECTION_FAULTS as exc:
             self._pause()
             _log.warning("cannot ask for jobs", server=self._server, error=str(exc))
             return

@@ -20,7 +20,7 @@ from nats.js import JetStreamContext
 
 from common import headers, subjects
 from common.errors import StoreUnavailable
-from common.publisher import LEADERLESS_S, Publisher
+from common.publisher import CONNECTION_FAULTS, LEADERLESS_S, Publisher
 from common.streams import Keeping, Limits, keeping
 
 REQUEST_TIMEOUT_S = 5.0
@@ -49,7 +49,7 @@ def translated(doing: str) -> Iterator[None]:
     except nats.js.errors.APIError as exc:
         obey_cancellation()
         raise StoreUnavailable(f"{doing}: JetStream refused: {exc.description or exc}", err_code=exc.err_code) from exc
-    except (nats.errors.Error, TimeoutError, OSError) as exc:
+    except (*CONNECTION_FAULTS, TimeoutError) as exc:
         obey_cancellation()
         raise StoreUnavailable(f"{doing}: NATS does not answer ({type(exc).__name__})") from exc
     obey_cancellation()

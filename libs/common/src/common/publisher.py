@@ -11,12 +11,15 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from common import headers
 
+CONNECTION_FAULTS: Final = (nats.errors.Error, OSError, RuntimeError)
+"""What a connection that is being lost raises where it is used. RuntimeError is uvloop's, for a closed transport."""
 ACK_TIMEOUT_S: Final = 5.0
 LEADERLESS_S: Final = 12.0
 """How long a stream may be without a leader: nodes wait 4 to 9 s before they elect another (nats-server 2.15)."""

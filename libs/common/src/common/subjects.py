@@ -118,6 +118,10 @@ def handoff(worker: str) -> str:
     return f"workers.{worker}.handoff"
 
 
+def alive(worker: str) -> str:
+    return f"workers.{worker}.alive"
+
+
 def pull_request(stream: str, consumer: str) -> str:
     return f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
 

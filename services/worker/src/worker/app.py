@@ -23,6 +23,7 @@ from common.job_errors import JobError
 from common.lifecycle import Budget
 from common.log import get
 from common.schema import ToolListing, now_ms
+from worker.boot_gate import BootGate
 from worker.docker_engine import open_docker_engine
 from worker.errors import EngineUnavailable
 from worker.heartbeat import Heartbeat
@@ -164,7 +165,7 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> None:
             slots=Slots(settings.worker_concurrency),
             runner=Runner(bus, worker_id, engine, heartbeat),
             heartbeat=heartbeat,
-            boot_gate=asyncio.Semaphore(settings.boots_at_once),
+            boot_gate=BootGate(settings.boots_at_once),
             labels={WORKER_LABEL: worker_id, STORE_LABEL: bus.epoch},
         )
         async with asyncio.TaskGroup() as tasks:

@@ -16,6 +16,7 @@ from common import metrics
 from common.catalog import ServerSpec
 from common.job_errors import JobError
 from common.log import get
+from worker.boot_gate import BootGate, Wanted
 from worker.container import ToolContainer
 from worker.engine import ContainerEngine, ContainerSpec
 from worker.errors import ContainerStartFailed, EngineUnavailable, HandshakeFailed, PoolExhausted, ServerGone
@@ -60,7 +61,7 @@ class Pool:
         executor: Executor,
         engine: ContainerEngine,
         tasks: asyncio.TaskGroup,
-        boot_gate: asyncio.Semaphore,
+        boot_gate: BootGate,
     ) -> None:
         self._server = server
         self._spec = spec
@@ -125,7 +126,7 @@ class Pool:
             if self._last_failure is not None and self._failures > failures:
                 raise self._last_failure  # the boot that was waited for has failed
             if self._may_boot():
-                container = await self._boot()
+                container = await self._boot(lambda: True)
                 self._hold(container)
                 self._wake.set()
                 return Acquired(container, warm)
@@ -220,7 +221,7 @@ class Pool:
 
     async def _boot_spare(self) -> None:
         try:
-            container = await self._boot()
+            container = await self._boot(lambda: self._waiting > 0)
         except JobError:
             self._wake.set()  # keep() works out when to try again
             return
@@ -255,12 +256,12 @@ class Pool:
 
     # --- boot and end ----------------------------------------------------------------------------------
 
-    async def _boot(self) -> ToolContainer:
+    async def _boot(self, wanted: Wanted) -> ToolContainer:
         """Create, attach, start, agree on the protocol: one deadline over all, nothing left behind on failure."""
         self._starting += 1
         begun = monotonic()
         try:
-            async with self._boot_gate:
+            async with self._boot_gate.place(wanted):
                 container = await self._boot_within_deadline()
         except JobError as exc:
             self._failures += 1

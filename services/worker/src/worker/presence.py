@@ -54,6 +54,9 @@ async def micro_service(bus: Bus, worker: str, stats: Stats, receive: Receive) -
         )
         await request.respond(TAKEN if receive(delivery) else NOT_HELD)
 
+    async def be_alive(request: Request) -> None:
+        await request.respond(b"")
+
     def endpoint_stats(_: EndpointStats) -> dict[str, Any]:
         return stats()
 
@@ -69,6 +72,7 @@ async def micro_service(bus: Bus, worker: str, stats: Stats, receive: Receive) -
         await service.add_endpoint(
             name="handoff", subject=subjects.handoff(worker), handler=take_over, queue_group=worker
         )
+        await service.add_endpoint(name="alive", subject=subjects.alive(worker), handler=be_alive, queue_group=worker)
         yield
     finally:
         if not bus.client.is_closed:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from common import subjects
 from common.bus import Bus
 from common.log import get
 from common.schema import Event
 from worker.engine import ContainerEngine
 from worker.errors import EngineUnavailable
+from worker.liveness import answers
 
 _log = get(__name__)
-
-ANSWER_WAIT_S = 1.0
 
 
 class OwnerAlive(Exception):
@@ -38,7 +36,7 @@ class Proof:
         elsewhere = started.data.get("engine") != await self._engine.identity()
         if not container or elsewhere or owner == self._worker:
             return False
-        if owner in await self._workers_alive():
+        if await answers(self._bus, owner):
             raise OwnerAlive(f"worker {owner} answers")
         try:
             await self._engine.remove(container)
@@ -46,7 +44,3 @@ class Proof:
             raise EngineUnavailable(f"container {container} was not removed in time") from exc
         _log.info("container of a lost worker removed", container=container, owner=owner, job=started.job)
         return True
-
-    async def _workers_alive(self) -> set[str]:
-        answers = await self._bus.gather(subjects.micro_stats("worker"), ANSWER_WAIT_S)
-        return {answer.get("metadata", {}).get("worker", "") for answer in answers}

@@ -9,33 +9,39 @@ from __future__ import annotations
 
 import asyncio
 import time
+from time import monotonic
 
 from common.bus import Bus
 from common.errors import StoreUnavailable
 from common.log import get
-from common.subjects import micro_stats
 from worker.engine import ContainerEngine
 from worker.errors import EngineUnavailable
+from worker.liveness import answers
 
 _log = get(__name__)
 
 WORKER_LABEL = "mcp-orchestrator.worker"
 STORE_LABEL = "mcp-orchestrator.store"
-ANSWER_WAIT_S = 2.0
 ENDED_GRACE_S = 300.0
-CONFIRMATIONS = 2
-"""Looks in a row at which a worker must be silent before it counts as gone: one may fall into a pause."""
+LOOK_AGAIN_S = 2.0
+"""Between two looks while a worker is silent."""
 
 
 class Reaper:
-    """`run()` looks at start and then on a period."""
+    """`run()` looks at start and then on a period.
+
+    A worker is gone when it was silent for `silence_s`: by then its jobs are delivered again and its leases are free,
+    so that nothing runs in its containers that is not somebody else's already. It is asked once more before each
+    removal, for it may be back by then.
+    """
 
     def __init__(self, bus: Bus, engine: ContainerEngine, worker: str, period_s: float) -> None:
         self._bus = bus
         self._engine = engine
         self._worker = worker
         self._period_s = period_s
-        self._silent: dict[str, int] = {}
+        self._silence_s = max(bus.ack_wait_s, bus.limits.lease_ttl_s)
+        self._silent_since: dict[str, float] = {}
 
     async def run(self) -> None:
         while True:
@@ -43,31 +49,33 @@ class Reaper:
                 await self.look()
             except (StoreUnavailable, EngineUnavailable, TimeoutError) as exc:
                 _log.warning("reaper waits", why=str(exc))
-            await asyncio.sleep(min(self._period_s, ANSWER_WAIT_S) if self._silent else self._period_s)
+            await asyncio.sleep(min(self._period_s, LOOK_AGAIN_S) if self._silent_since else self._period_s)
 
     async def look(self) -> None:
-        found = await self._engine.containers({WORKER_LABEL: ""})
-        suspects = [
-            container
-            for container in found
-            if container.labels.get(STORE_LABEL) == self._bus.epoch and container.labels[WORKER_LABEL] != self._worker
-        ]
-        alive: set[str] = set()
-        if suspects:
-            answers = await self._bus.gather(micro_stats("worker"), ANSWER_WAIT_S)
-            alive = {answer.get("metadata", {}).get("worker", "") for answer in answers}
-        owners = {container.labels[WORKER_LABEL] for container in suspects} - alive
-        self._silent = {owner: self._silent.get(owner, 0) + 1 for owner in owners}
-        gone = {owner for owner, times in self._silent.items() if times >= CONFIRMATIONS}
-        for container in suspects:
-            if container.labels[WORKER_LABEL] in gone:
-                await self._remove(container.id, container.labels[WORKER_LABEL])
-        for owner in gone:
-            del self._silent[owner]
-        for container in found:
-            foreign = container.labels.get(STORE_LABEL) != self._bus.epoch
-            if foreign and not container.running and time.time() - container.created_s > ENDED_GRACE_S:
-                await self._remove(container.id, container.labels[WORKER_LABEL])
+        owned: dict[str, list[str]] = {}
+        for container in await self._engine.containers({WORKER_LABEL: ""}):
+            owner = container.labels[WORKER_LABEL]
+            if container.labels.get(STORE_LABEL) != self._bus.epoch:
+                if not container.running and time.time() - container.created_s > ENDED_GRACE_S:
+                    await self._remove(container.id, owner)
+            elif owner != self._worker:
+                owned.setdefault(owner, []).append(container.id)
+        self._silent_since = {owner: since for owner, since in self._silent_since.items() if owner in owned}
+        for owner, containers in owned.items():
+            await self._look_at(owner, containers)
+
+    async def _look_at(self, owner: str, containers: list[str]) -> None:
+        if await answers(self._bus, owner):
+            self._silent_since.pop(owner, None)
+            return
+        since = self._silent_since.setdefault(owner, monotonic())
+        if monotonic() - since < self._silence_s:
+            return
+        for container in containers:
+            if await answers(self._bus, owner):
+                self._silent_since.pop(owner, None)
+                return
+            await self._remove(container, owner)
 
     async def _remove(self, container: str, owner: str) -> None:
         await self._engine.remove(container)

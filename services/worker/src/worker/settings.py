@@ -18,7 +18,7 @@ class WorkerSettings(BusSettings):
     """Containers that start at the same time."""
     drain_timeout_s: float = Field(default=25, ge=0)
     """How long running jobs may go on after SIGTERM; below the pod's grace period."""
-    reap_period_s: float = Field(default=30, gt=0)
+    reap_period_s: float = Field(default=15, gt=0)
     """Between two looks for containers that no live worker owns."""
     health_host: str = "127.0.0.1"
     health_port: int = Field(default=8081, ge=0, le=65535)

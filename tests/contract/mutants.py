@@ -96,7 +96,6 @@ def a_lost_worker_counts_as_proof(patch: pytest.MonkeyPatch) -> None:
 
 def attempts_have_no_end(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(worker.redelivery, "MAX_ATTEMPTS", MAX_ATTEMPTS + 1)
-    patch.setattr(worker.runner, "MAX_ATTEMPTS", MAX_ATTEMPTS + 1)
 
 
 def the_sweeper_ends_what_runs(patch: pytest.MonkeyPatch) -> None:

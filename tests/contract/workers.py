@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from asyncio import Task
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from nats.aio.msg import Msg
 
@@ -119,17 +118,17 @@ class Worker:
 
     async def _listen(self) -> None:
         await self.bus.client.subscribe(subjects.ALL_LIVE_CANCELS, cb=self._on_cancel)
-        await self.bus.client.subscribe(subjects.micro_stats("worker"), cb=self._on_stats)
+        await self.bus.client.subscribe(subjects.alive("*"), cb=self._on_alive)
         await flushed(self.bus)
 
     async def _on_cancel(self, msg: Msg) -> None:
         """As `WorkerApp.on_cancel()`."""
         self.process.runner.cancel(msg.subject.split(".")[2])
 
-    async def _on_stats(self, msg: Msg) -> None:
+    async def _on_alive(self, msg: Msg) -> None:
         """As the worker's NATS micro service."""
-        answer: dict[str, Any] = {"metadata": {"worker": self.process.id}}
-        await msg.respond(json.dumps(answer).encode())
+        if self.process.alive and msg.subject == subjects.alive(self.process.id):
+            await msg.respond(b"")
 
     def start(self, server: str, ledger: Ledger) -> None:
         self.frozen = False

@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 
-import worker.proof
+import worker.liveness
 import worker.runner
 from common import subjects
 from tests.contract.clock import Clock
@@ -44,7 +44,7 @@ class World:
 def world(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[World]:
     clock = Clock()
     clock.install(patch)
-    patch.setattr(worker.proof, "ANSWER_WAIT_S", 0.05)  # a worker that does not answer in it counts as lost
+    patch.setattr(worker.liveness, "ANSWER_WITHIN_S", 0.05)  # a worker that does not answer in it counts as lost
     patch.setattr(worker.runner, "HAND_BACK_DELAY_S", 0.0)
     with ExitStack() as parties:
         gateway = Gateway(folder)

@@ -138,6 +138,25 @@ def test_a_redriven_job_has_all_its_attempts_anew(attempt: int) -> None:
             assert ending(step).outcome == "dead_lettered"
 
 
+def test_a_job_whose_events_may_all_be_gone_runs_only_if_it_may_be_repeated() -> None:
+    """Delivered again, and older than the oldest stored event: whether it had started nobody knows."""
+    lapsed = Past(None, lapsed=True)
+
+    assert decided(lapsed, repeatable=True) == Start(1, 0)
+    assert ending(decided(lapsed, repeatable=False)).outcome == "outcome_unknown"
+
+
+def test_a_silent_attempt_began_when_it_first_said_so() -> None:
+    """Its newest `started` is a repeat, and says since when."""
+    repeat = event("started", 1, BEGAN_MS + 10_000, worker="w-1")
+    repeat = repeat.model_copy(update={"data": repeat.data | {"since_ms": BEGAN_MS}})
+    step = decided(Past(StoredEvent(SEQ, repeat), repeat), repeatable=False)
+
+    error = ending(step).error
+    assert error is not None
+    assert error.data["started_ms"] == BEGAN_MS
+
+
 def test_what_the_last_attempt_failed_with_is_told() -> None:
     """The dead letter's reader wants the cause."""
     gone = ServerGone("exit code 3", exit_code=3, stderr="no memory")

@@ -11,6 +11,7 @@ from common.consumer import Delivery
 from common.feed import StoredEvent
 from common.job_queue import job_of
 from common.schema import ToolListing
+from common.streams import SERVERS_BUCKET
 from gateway.admission import Admission
 from gateway.catalog_view import CatalogView
 from gateway.jobs import Jobs
@@ -58,7 +59,12 @@ class Gateway:
         self.party.do(self._serve_only(server))
 
     async def _serve_only(self, server: str) -> None:
-        await registry.apply(self.bus, {server: SPEC})
+        # As `registry.apply()` does, which looks at the whole catalog each time.
+        for name in list(self._catalog.servers.entries):
+            await self.bus.delete(SERVERS_BUCKET, name)
+            await self.bus.remove_server(name)
+        await self.bus.ensure_server(server, SPEC.concurrency.cluster)
+        await self.bus.put(SERVERS_BUCKET, server, SPEC.model_dump_json(exclude_defaults=True).encode())
         tools = [{"name": name, "annotations": hints} for name, hints in TOOLS.items()]
         listing = ToolListing(entry=SPEC.fingerprint, status="ready", tools=tools)
         await registry.publish_listing(self.bus, server, listing)

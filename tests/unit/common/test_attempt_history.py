@@ -60,6 +60,15 @@ def letter(payload: bytes = b"job", **fields: Any) -> DeadLetter:
     return made.model_copy(update=fields)
 
 
+def test_an_attempt_that_is_told_again_is_one_attempt() -> None:
+    """A silent attempt says again that it has started, and so does one whose call goes to another container."""
+    again = event("started", 1, 900, worker="w-1", engine="e", container="c2", image_digest="sha256:1", since_ms=100)
+
+    told = attempts_of([started(1, 100), again], cause=None, given_up_ms=GIVEN_UP_MS)
+
+    assert told == [record(1, container="c2")]
+
+
 def test_an_attempt_that_failed_has_its_end_and_its_error() -> None:
     """As `retrying` told them; what it told else is no part of the history."""
     events = [started(1, 100), event("output", 1, 110, text="x"), event("retrying", 1, 150, error=GONE)]

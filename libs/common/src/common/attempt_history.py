@@ -27,7 +27,11 @@ def attempts_of(events: Iterable[Event], *, cause: dict[str, Any] | None, given_
     attempts: list[AttemptRecord] = []
     for event in events:
         if event.type == "started":
-            attempts.append(_begun(event))
+            begun = _begun(event)
+            if attempts and attempts[-1]["attempt"] == event.attempt:
+                # Told again: the newest one knows the container that the call went to, the first one the moment.
+                begun["started_ms"] = attempts.pop()["started_ms"]
+            attempts.append(begun)
         elif event.type == "retrying" and attempts and attempts[-1]["attempt"] == event.attempt:
             _end(attempts[-1], event.data.get("error"), event.time_ms)
     if cause is not None and attempts and attempts[-1]["ended_ms"] is None:

@@ -129,7 +129,9 @@ class Model:
         ]
         if not ways:
             raise job.break_off(f"no way leads there from {job.state.value}")
-        if event.type == "started":
+        if event.type == "started" and event.attempt == job.attempt and "since_ms" in event.data:
+            _require(job, event.data["worker"] == job.started_by[event.attempt], "another worker's attempt goes on")
+        elif event.type == "started":
             if event.attempt != job.attempt + 1:
                 raise job.break_off("an attempt that does not follow the one before")
             job.started_by[event.attempt] = event.data["worker"]

@@ -21,6 +21,7 @@ from tests.contract.tools import Supply
 from tests.contract.world import Example
 from worker.grip import Grip
 from worker.journal import Journal
+from worker.outbox import Outbox
 from worker.proof import Proof
 from worker.redelivery import MAX_ATTEMPTS, Drop, Start, Step
 from worker.runner import Runner
@@ -85,6 +86,15 @@ def a_container_is_not_ended_for_a_cancel(patch: pytest.MonkeyPatch) -> None:
         """Return at once."""
 
     patch.setattr(Grip, "end", let_run)
+
+
+def a_second_container_is_not_told(patch: pytest.MonkeyPatch) -> None:
+    """`started` names a container that the call never reached."""
+
+    async def keep(self: Outbox, data: dict[str, Any]) -> None:
+        """Tell nothing."""
+
+    patch.setattr(Outbox, "started_elsewhere", keep)
 
 
 def a_lost_worker_counts_as_proof(patch: pytest.MonkeyPatch) -> None:
@@ -162,6 +172,20 @@ def no_container_lives_until_its_call(example: Example) -> None:
     example.look()
 
 
+def a_worker_is_lost_whose_call_went_to_a_second_container(example: Example) -> None:
+    lost, other = example.workers
+    job = example.call("put")
+    example.deliver(lost, Supply(dead=1))
+    lost.settle()
+    example.look()
+    example.crash(lost)
+    example.let_all_lapse(lost)
+    example.cancel(job)
+    example.deliver(other, Supply())
+    other.settle()
+    example.look()
+
+
 FOUND_BY_SEARCH: Final[dict[Mutate, str]] = {
     the_store_has_no_fence: "an attempt that was over|does not follow|after the terminal one|no way leads|run 2 times",
     every_tool_is_repeated: "run 2 times",
@@ -177,5 +201,9 @@ FOUND_BY_SEARCH: Final[dict[Mutate, str]] = {
 FOUND_BY_STORY: Final[dict[Mutate, tuple[Story, str]]] = {
     a_fenced_worker_goes_on: (a_worker_thaws_when_another_one_runs_its_job, "run 2 times"),
     a_container_is_not_ended_for_a_cancel: (a_server_does_not_confirm_a_stop, "its tool is at work on it"),
+    a_second_container_is_not_told: (
+        a_worker_is_lost_whose_call_went_to_a_second_container,
+        "its tool is at work on it",
+    ),
     attempts_have_no_end: (no_container_lives_until_its_call, "one attempt too many"),
 }

@@ -82,7 +82,7 @@ class HeldCall:
         """Its worker has nothing more to do for it now."""
         if self.stop_asked:
             return self.awaits_confirmation
-        return self.outbox.first_settled.is_set() and not self.answer.done()
+        return self.outbox.started_settled.is_set() and not self.answer.done()
 
     async def tell(self) -> None:
         """The tool reports."""

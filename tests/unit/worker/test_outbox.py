@@ -121,10 +121,10 @@ async def test_the_first_event_is_settled_when_it_is_stored(bus: Bus) -> None:
     box = outbox(bus)
     box.started({})
     await settle()
-    assert not box.first_settled.is_set()
+    assert not box.started_settled.is_set()
     async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
         tasks.create_task(box.pump())
-        await box.first_settled.wait()
+        await box.started_settled.wait()
         assert [event.type for event in await stored(bus)] == ["started"]
         await box.close()
 
@@ -136,7 +136,7 @@ async def test_the_first_event_is_settled_when_it_never_will_be_stored(bus: Bus)
     box.started({})
     async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
         pump = tasks.create_task(box.pump())
-        await box.first_settled.wait()
+        await box.started_settled.wait()
         await settle()
 
         assert pump.done()
@@ -180,3 +180,32 @@ async def test_a_silent_attempt_says_again_that_it_has_started(bus: Bus) -> None
     assert seen[0].data == {"worker": "w"}
     assert seen[1].data == seen[2].data
     assert seen[1].data["since_ms"] <= seen[1].time_ms
+
+
+async def test_a_call_that_goes_to_another_container_is_told_before_it_begins(bus: Bus) -> None:
+    """By that event a lost worker's call is found; it is dated by the attempt's own begin."""
+    box = outbox(bus)
+    box.started({"container": "c1"})
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+        tasks.create_task(box.pump())
+        await box.started_elsewhere({"container": "c2"})
+        first, second = await stored(bus)
+        await box.close()
+
+    assert first.data == {"container": "c1"}
+    assert second.type == "started"
+    assert second.data == {"container": "c2", "since_ms": second.data["since_ms"]}
+    assert second.data["since_ms"] <= first.time_ms
+
+
+async def test_a_call_of_a_lost_job_is_told_nowhere(bus: Bus) -> None:
+    """The store has refused `started`: nobody waits for what will never be stored."""
+    await bus.publish_event(make_event("j1", "started"), expected=0)
+    box = outbox(bus)
+    box.started({"container": "c1"})
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+        pump = tasks.create_task(box.pump())
+        await box.started_elsewhere({"container": "c2"})
+
+    assert isinstance(pump.result(), Fenced)
+    assert len(await stored(bus)) == 1

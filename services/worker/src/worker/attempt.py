@@ -137,7 +137,7 @@ class Attempt:
         async with asyncio.TaskGroup() as tasks:
             pump = tasks.create_task(outbox.pump())
             if not server.read_only(self._job.tool):
-                await outbox.first_settled.wait()
+                await outbox.started_settled.wait()
             if not pump.done():
                 end = await self._answer(server, grip, outbox, pump)
             await outbox.close()
@@ -150,7 +150,7 @@ class Attempt:
         self, server: ServerContext, grip: Grip, outbox: Outbox, pump: asyncio.Task[Fenced | None]
     ) -> Ending | Failed:
         try:
-            call = await self._begin(server, grip, outbox)
+            call = await self._begin(server, grip, outbox, pump)
         except (ServerGone, EngineUnavailable) as exc:
             return Failed(exc)  # it did not reach a tool, so it may be repeated whatever the tool is
         except JobError as exc:
@@ -165,12 +165,17 @@ class Attempt:
             return await self._ending(call, server, grip)
         return interrupted
 
-    async def _begin(self, server: ServerContext, grip: Grip, outbox: Outbox) -> Call:
+    async def _begin(
+        self, server: ServerContext, grip: Grip, outbox: Outbox, pump: asyncio.Task[Fenced | None]
+    ) -> Call:
         for _ in range(BEGIN_TRIES - 1):
             try:
                 return await server.executor.begin(grip.take(), self._job, outbox)
             except ServerGone:
-                await grip.exchange()
+                # Stored before the call: where this worker is lost, the call is found and ended by it.
+                await outbox.started_elsewhere(self._started(await grip.exchange(), server))
+                if pump.done():
+                    raise  # the job is another worker's
         return await server.executor.begin(grip.take(), self._job, outbox)
 
     async def _wait(self, call: Call, outbox: Outbox, pump: asyncio.Task[Fenced | None]) -> Ending | None:

@@ -41,16 +41,19 @@ class Grip:
         self._container.calls += 1
         return self._container
 
-    async def exchange(self) -> None:
-        """
+    async def exchange(self) -> Acquired:
+        """Another container in the place of this one.
+
         Raises:
             JobError: if no other container is to be had.
         """
         await self.let_go()
         try:
-            self._container = (await self._source.acquire()).container
+            acquired = await self._source.acquire()
         except PoolExhausted as exc:
             raise ServerGone("the server ended before the call reached it, and no other container is free") from exc
+        self._container = acquired.container
+        return acquired
 
     async def let_go(self) -> None:
         if self._container is not None:

@@ -26,17 +26,32 @@ class Outbox:
         self._journal = journal
         self._repeat_s = repeat_s
         self._started: dict[str, Any] = {}
+        self._since_ms = 0
         self._waiting: asyncio.Queue[tuple[EventType, dict[str, Any]] | None] = asyncio.Queue(WAITING_EVENTS)
         self._ended = False
         self.told_at = asyncio.get_running_loop().time()
         """When the tool last told something, or was about to begin; by the loop's clock."""
-        self.first_settled = asyncio.Event()
-        """Set when the first event is stored, or never will be."""
+        self.started_settled = asyncio.Event()
+        """Set when `started` is stored, or never will be."""
 
     def started(self, data: dict[str, Any]) -> None:
         """The first event of an attempt."""
-        self._started = data | {"since_ms": now_ms()}
+        self._since_ms = now_ms()
+        self._started = data | {"since_ms": self._since_ms}
         self._waiting.put_nowait(("started", data))
+
+    async def started_elsewhere(self, data: dict[str, Any]) -> None:
+        """The call goes to another container than was told. Returns when that is stored, or never will be.
+
+        Nothing else may be waiting: no call has been begun.
+        """
+        await self.started_settled.wait()
+        if self._ended:
+            return
+        self.started_settled.clear()
+        self._started = data | {"since_ms": self._since_ms}
+        self._waiting.put_nowait(("started", self._started))
+        await self.started_settled.wait()
 
     def progress(self, data: dict[str, Any]) -> None:
         """Never waits. A tool that reports faster than the store takes it loses reports in between: each one
@@ -73,13 +88,13 @@ class Outbox:
                     await self._journal.append(*item)
                 except PayloadTooLarge as exc:
                     _log.warning("event left out", type=item[0], reason=exc.message)
-                self.first_settled.set()
+                self.started_settled.set()
         except Fenced as exc:
             return exc
         finally:
             # What comes after the end is nobody's: writers must neither wait for it nor pile it up.
             self._ended = True
-            self.first_settled.set()
+            self.started_settled.set()
             while not self._waiting.empty():
                 self._waiting.get_nowait()
         return None

@@ -8,6 +8,8 @@
   job's worker, its connection, its tool process, the Docker daemon or the store between its start and its end.
 - `recovered_p50_s`, `recovered_p99_s`: over every job that had started on a worker when that was killed, and had not
   ended: seconds from the SIGKILL to its next `started` or its terminal event, less `ack_wait` (and never below 0).
+  `recovered_alone_p99_s` is over those `recovered_alone` of them in whose time nothing else struck that a recovery
+  needs: the store (whose nodes take 4 to 9 s to elect a leader), the Docker daemon, another worker or its connection.
 - `events_missed`, `events_repeated`: for each session, what its client has seen against what is stored after its
   start. A session that its client has left may lack the end.
 - `disordered`: events out of order for their client or their job: a lower number after a higher one, an older attempt
@@ -38,6 +40,8 @@ RECOVERY_WITHIN_S: Final = 5.0
 """The aim for `recovered_p99_s`."""
 STORE_FAULTS: Final = (Target.NATS,)
 ENGINE_FAULTS: Final = (Target.DOCKERD,)
+NEEDED: Final = (Target.NATS, Target.DOCKERD, Target.WORKER, Target.WORKER_LINK)
+"""What takes part in the recovery of a lost worker's jobs."""
 
 
 @dataclass
@@ -113,6 +117,8 @@ class Verdict:
     outcome_unknown: int = 0
     recovered_p50_s: float = 0.0
     recovered_p99_s: float = 0.0
+    recovered_alone: int = 0
+    recovered_alone_p99_s: float = 0.0
     leaked_containers: int = 0
     events_missed: int = 0
     events_repeated: int = 0
@@ -143,6 +149,8 @@ class Verdict:
             "recovered_p99_s": self.recovered_p99_s,
             "leaked_containers": self.leaked_containers,
             "seed": seed,
+            "recovered_alone": self.recovered_alone,
+            "recovered_alone_p99_s": self.recovered_alone_p99_s,
             "events_missed": self.events_missed,
             "events_repeated": self.events_repeated,
             "disordered": self.disordered,
@@ -326,24 +334,33 @@ def _judge_content(seen: Seen, rows: Sequence[Row], verdict: Verdict) -> None:
 
 def _measure_recovery(case: _Case, verdict: Verdict) -> None:
     kills = {
-        strike.worker: strike.begin_ms
+        strike.worker: strike
         for strike in case.evidence.strikes
         if strike.kind == Kind(Action.KILL, Target.WORKER) and strike.worker
     }
+    alone_s: list[float] = []
     for rows in case.by_job.values():
         for number, row in enumerate(rows):
-            killed_ms = kills.get(row.worker) if row.type == "started" else None
-            if killed_ms is None or row.time_ms > killed_ms:
+            kill = kills.get(row.worker) if row.type == "started" else None
+            if kill is None or row.time_ms > kill.begin_ms:
                 continue
+            killed_ms = kill.begin_ms
             after = [later for later in rows[number + 1 :] if later.type == "started" or later.terminal]
             if after and after[0].time_ms > killed_ms:
                 recovered_s = (after[0].time_ms - killed_ms) / 1000 - case.evidence.ack_wait_s
                 verdict.recovered_s.append(max(0.0, recovered_s))
+                if not any(
+                    strike is not kill and strike.kind.target in NEEDED and strike.overlaps(killed_ms, after[0].time_ms)
+                    for strike in case.evidence.strikes
+                ):
+                    alone_s.append(max(0.0, recovered_s))
                 if recovered_s > RECOVERY_WITHIN_S:
                     verdict.slow.append(f"{recovered_s:.1f} s after ack_wait: {case.describe(row.job)}")
     verdict.recovered_s.sort()
     verdict.recovered_p50_s = _quantile(verdict.recovered_s, 0.50)
     verdict.recovered_p99_s = _quantile(verdict.recovered_s, 0.99)
+    verdict.recovered_alone = len(alone_s)
+    verdict.recovered_alone_p99_s = _quantile(sorted(alone_s), 0.99)
 
 
 def _quantile(values: list[float], part: float) -> float:

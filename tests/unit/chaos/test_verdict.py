@@ -337,6 +337,30 @@ class TestRecovery:
         assert self.judged(ended).recovered_s == []
         assert self.judged(ended._replace(time_ms=self.KILLED_MS + 900), killed="w-2").recovered_s == []
 
+    @pytest.mark.parametrize(
+        ("target", "at_ms", "alone"),
+        [(Target.NATS, 2000, 0), (Target.DOCKERD, 3000, 0), (Target.NATS, 9000, 1), (Target.CLIENT, 2000, 1)],
+        ids=["store", "engine", "store, later", "client"],
+    )
+    def test_tells_those_apart_in_whose_time_nothing_else_struck_that_they_need(
+        self, target: Target, at_ms: int, alone: int
+    ) -> None:
+        """What a cluster needs to elect a leader is no matter of the worker's."""
+        rows = [*rows_of("a", 1)[:2], Row(8, "a", 2, "started", self.KILLED_MS + 3500, worker="w-2")]
+        kill = Strike(Kind(Action.KILL, Target.WORKER), "worker-1", self.KILLED_MS, worker="w-1")
+        other = Strike(Kind(Action.KILL, target), "other", self.KILLED_MS + at_ms)
+        verdict = judge(
+            evidence(
+                submissions=[submission("a", "look")],
+                stored={"s": rows},
+                seen=[seen_of("s", rows)],
+                strikes=[kill, other],
+            )
+        )
+
+        assert verdict.recovered_s == [1.5]
+        assert (verdict.recovered_alone, verdict.recovered_alone_p99_s) == (alone, 1.5 * alone)
+
     def test_names_the_slow_ones(self) -> None:
         """A person wants to know why."""
         verdict = self.judged(Row(9, "a", 2, "result", self.KILLED_MS + 9000, "succeeded"))

@@ -29,7 +29,7 @@ from common.job_queue import job_of
 from common.job_state import Signal, State, state_after, step
 from common.log import get
 from common.role import Role
-from common.schema import Event, EventType, now_ms
+from common.schema import Event, now_ms
 from common.streams import SERVERS_BUCKET
 from gateway.catalog_view import CatalogView
 from gateway.job_end import end_job
@@ -155,7 +155,7 @@ class Sweeper:
     async def _look(self, bus: Bus, server: str, job: _Queued, queue_ms: int) -> int | None:
         """End a job if its time is over. Returns when to look again; None if there is nothing more to look for."""
         newest = await bus.last_event(job.session, job.id)
-        state = state_after(newest.event.type if newest else None)
+        state = _state(newest)
         if state is State.ENDED:
             await bus.delete_job(job.seq)  # its acknowledgement was lost, or it was ended here
             return None
@@ -176,7 +176,7 @@ class Sweeper:
     async def _end(
         self, bus: Bus, server: str, job: _Queued, newest: StoredEvent | None, error: JobError, signal: Signal
     ) -> None:
-        step(state_after(newest.event.type if newest else None), signal)
+        step(_state(newest), signal)
         try:
             await end_job(bus, job.session, job.id, server, newest, Ending.of(error))
         except Fenced:
@@ -194,14 +194,14 @@ class Sweeper:
                 if isinstance(job, UndecodableMessage):
                     await bus.bury(msg, job.as_dict())
                     await bus.delete_job(msg.seq or 0)
-                elif state_after(await _type_of(bus, job)) is State.RUNNING:
+                    continue
+                state = _state(await bus.last_event(job.session, job.id))
+                if state is State.RUNNING:
                     await self._look(bus, server, job, queue_ms=0)
                 else:
-                    await self._bury(bus, server, job, msg)
+                    await self._bury(bus, server, job, msg, state)
 
-    async def _bury(self, bus: Bus, server: str, job: _Queued, msg: RawStreamMsg) -> None:
-        newest = await bus.last_event(job.session, job.id)
-        state = state_after(newest.event.type if newest else None)
+    async def _bury(self, bus: Bus, server: str, job: _Queued, msg: RawStreamMsg, state: State) -> None:
         if state is not State.ENDED:
             step(state, Signal.GIVE_UP)
             error = ServerRemoved(server)
@@ -264,9 +264,8 @@ async def _removed(bus: Bus, server: str) -> bool:
     return (await bus.get(SERVERS_BUCKET, server)).value is None
 
 
-async def _type_of(bus: Bus, job: _Queued) -> EventType | None:
-    newest = await bus.last_event(job.session, job.id)
-    return newest.event.type if newest else None
+def _state(newest: StoredEvent | None) -> State:
+    return state_after(newest.event.type if newest else None)
 
 
 def _read(msg: RawStreamMsg) -> _Queued | UndecodableMessage:

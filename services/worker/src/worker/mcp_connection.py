@@ -14,11 +14,8 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeGuard
 
 from common.job_errors import JobError
-from common.log import get
 from worker.engine import STDERR, Duplex
 from worker.errors import HandshakeFailed, ServerGone, ToolProtocolError
-
-_log = get(__name__)
 
 Era = Literal["legacy", "modern"]
 OnProgress = Callable[[dict[str, Any]], None]

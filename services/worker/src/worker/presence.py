@@ -20,11 +20,8 @@ from common import headers, subjects
 from common.bus import Bus
 from common.consumer import Delivery
 from common.errors import UndecodableMessage
-from common.log import get
 from common.schema import Job
 from worker.leases import NOT_HELD, TAKEN
-
-_log = get(__name__)
 
 VERSION = "0.1.0"
 

@@ -19,6 +19,7 @@ from tests.unit.common.bus_rig import flushed
 from worker.attempt import ServerContext
 from worker.engine import ContainerEngine
 from worker.heartbeat import Heartbeat
+from worker.output_stream import OutputLimits
 from worker.runner import Runner
 
 ACK_WAIT_S: Final = 30.0
@@ -57,7 +58,9 @@ class Process:
         self.alive = True
         self.runs: list[Run] = []
         self.executor = HeldExecutor(ledger, self.id)
-        self.runner = Runner(bus, self.id, cast(ContainerEngine, OneEngine(ledger)), Heartbeat(ACK_WAIT_S))
+        self.runner = Runner(
+            bus, self.id, cast(ContainerEngine, OneEngine(ledger)), Heartbeat(ACK_WAIT_S), OutputLimits()
+        )
         self._bus = bus
         self._ledger = ledger
         self._party = party

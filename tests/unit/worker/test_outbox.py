@@ -9,13 +9,15 @@ from common.errors import Fenced
 from common.schema import Event
 from tests.unit.common.bus_rig import DEADLINE_S, make_event, make_job
 from worker.journal import Journal
-from worker.outbox import WAITING_EVENTS, Outbox
+from worker.outbox import WAITING_ITEMS, Outbox
+from worker.output_stream import OutputLimits
 
 SESSION = make_job().session
 
 
 def outbox(bus: Bus, repeat_s: float = 60.0) -> Outbox:
-    return Outbox(Journal(bus, make_job(id="j1"), attempt=1, last_seq=0), repeat_s)
+    job = make_job(id="j1")
+    return Outbox(bus, job, Journal(bus, job, attempt=1, last_seq=0), OutputLimits(), repeat_s)
 
 
 async def stored(bus: Bus) -> list[Event]:
@@ -61,7 +63,7 @@ async def test_progress_never_waits_and_never_piles_up(bus: Bus) -> None:
         await box.close()
     told = [event.data["progress"] for event in await stored(bus)]
 
-    assert 0 < len(told) < WAITING_EVENTS
+    assert 0 < len(told) < WAITING_ITEMS
     assert told == sorted(told)
 
 
@@ -72,7 +74,7 @@ async def test_output_waits_while_the_store_is_behind_and_loses_nothing(bus: Bus
 
     async def write() -> None:
         nonlocal written
-        for number in range(3 * WAITING_EVENTS):
+        for number in range(3 * WAITING_ITEMS):
             await box.output("stdout", str(number))
             written += 1
         await box.close()
@@ -80,10 +82,10 @@ async def test_output_waits_while_the_store_is_behind_and_loses_nothing(bus: Bus
     async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
         tasks.create_task(write())
         await settle()
-        assert written == WAITING_EVENTS
+        assert written == WAITING_ITEMS
         tasks.create_task(box.pump())
 
-    assert [event.data["text"] for event in await stored(bus)] == [str(n) for n in range(3 * WAITING_EVENTS)]
+    assert [event.data["text"] for event in await stored(bus)] == [str(n) for n in range(3 * WAITING_ITEMS)]
 
 
 async def test_progress_leaves_room_for_the_end(bus: Bus) -> None:
@@ -101,11 +103,11 @@ async def test_after_a_fence_no_writer_is_stuck_and_nothing_more_is_stored(bus: 
     box = outbox(bus)
     box.started({"worker": "late"})
     async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
-        writers = [tasks.create_task(box.output("stdout", "x")) for _ in range(2 * WAITING_EVENTS - 1)]
+        writers = [tasks.create_task(box.output("stdout", "x")) for _ in range(2 * WAITING_ITEMS - 1)]
         await settle()
         pump = tasks.create_task(box.pump())
         await asyncio.wait({*writers, pump})
-        for _ in range(3 * WAITING_EVENTS):
+        for _ in range(3 * WAITING_ITEMS):
             await box.output("stdout", "y")
             box.progress({"progress": 1})
         await box.close()

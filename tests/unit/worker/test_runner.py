@@ -12,6 +12,7 @@ from worker.container import ToolContainer
 from worker.docker_engine import open_docker_engine
 from worker.errors import ServerGone
 from worker.heartbeat import Heartbeat
+from worker.output_stream import OutputLimits
 from worker.pool import Acquired
 from worker.runner import Runner
 
@@ -60,7 +61,7 @@ async def test_a_job_that_is_delivered_again_while_it_is_in_hand_goes_on_under_t
         asyncio.timeout(DEADLINE_S),
         asyncio.TaskGroup() as tasks,
     ):
-        runner = Runner(bus, "w-1", engine, heartbeat)
+        runner = Runner(bus, "w-1", engine, heartbeat, OutputLimits())
         running = tasks.create_task(runner.run(first, RepeatableServer(), source))  # type: ignore[arg-type]
         await source.waiting.wait()
         await runner.run(second, RepeatableServer(), source)  # type: ignore[arg-type]

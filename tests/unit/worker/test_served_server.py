@@ -18,6 +18,7 @@ from worker.boot_gate import BootGate
 from worker.docker_engine import open_docker_engine
 from worker.errors import ContainerStartFailed
 from worker.heartbeat import Heartbeat
+from worker.output_stream import OutputLimits
 from worker.runner import Runner
 from worker.served_server import ServedServer, Worker, _environment, serve
 from worker.slots import Slots
@@ -33,7 +34,7 @@ async def worker(bus: Bus) -> AsyncIterator[Worker]:
             bus=bus,
             engine=engine,
             slots=Slots(10),
-            runner=Runner(bus, "w-1", engine, heartbeat),
+            runner=Runner(bus, "w-1", engine, heartbeat, OutputLimits()),
             heartbeat=heartbeat,
             boot_gate=BootGate(1),
             labels={},

@@ -21,7 +21,8 @@ ServiceError
 │   └── QueueFull               the session's queue on one server is at its limit
 ├── UnavailableError            nobody's fault for good; repeating later may work
 │   ├── StoreUnavailable        NATS or JetStream does not answer
-│   └── ServerNotReady          no worker has a working container of that server
+│   ├── ServerNotReady          no worker has a working container of that server
+│   └── ArtifactStoreFull       there is no room for more output, or for an upload
 └── BrokenError                 the system or its set-up is at fault; an operator must look
     ├── StreamConflict          a stream exists with other settings than ours
     ├── NotClustered            more replicas are asked for than a server that stands alone can have
@@ -251,6 +252,18 @@ class ServerNotReady(UnavailableError):
 
     def __init__(self, server: str, reason: str) -> None:
         super().__init__(f"server {server!r} is not ready: {reason}", server=server, reason=reason)
+
+
+class ArtifactStoreFull(UnavailableError):
+    type = "artifact_store_full"
+    code = 507
+    status = 507
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the store has no room for more artifacts: close sessions that are done with theirs, wait until some"
+            " expire, or have the operator raise ARTIFACT_STORE_BYTES"
+        )
 
 
 class BrokenError(ServiceError):

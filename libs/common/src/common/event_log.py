@@ -18,19 +18,23 @@ from nats.aio.client import Client
 from nats.js.api import RawStreamMsg
 
 from common import headers, metrics, subjects
-from common.buckets import Buckets
 from common.errors import Fenced, PayloadTooLarge, UndecodableMessage
 from common.feed import SessionFeed, StoredEvent
 from common.log import get
 from common.nats_connection import REQUEST_TIMEOUT_S, WRONG_LAST_SEQUENCE, translated
-from common.publisher import Publisher
+from common.object_store import ObjectStore
+from common.publisher import Outgoing, Publisher
 from common.schema import Event, now_ms
 from common.streams import SESSIONS, Limits
 
 _log = get(__name__)
 
+REFUSED_BEHIND_ANOTHER = (*WRONG_LAST_SEQUENCE, 10201)
+"""JetStream's codes for events that are not, or not any more, the next of their job. 10201: a batch in which a message
+has an id that is stored already."""
 
-class EventLog(Buckets):
+
+class EventLog(ObjectStore):
     """A connection with the stream SESSIONS."""
 
     def __init__(self, client: Client, publisher: Publisher, limits: Limits) -> None:
@@ -52,22 +56,38 @@ class EventLog(Buckets):
             PayloadTooLarge: if the event exceeds what the store takes in one message.
             StoreUnavailable: if the store did not confirm.
         """
-        subject = _subject_of(event)
-        payload = event.encode()
-        if len(payload) > self.max_event_bytes:
-            raise PayloadTooLarge(len(payload), self.max_event_bytes)
         message_headers = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(expected)}
         if msg_id:
             message_headers[headers.MSG_ID] = msg_id
-        with translated(f"storing event {event.type}"):
+        return await self._store([self._outgoing(event, message_headers)], expected, msg_id)
+
+    async def publish_events(self, events: Sequence[tuple[Event, str]], *, expected: int) -> int:
+        """Store events of one job, each with its id, all of them or none. Returns the number of the last.
+
+        Raises:
+            Fenced, PayloadTooLarge, StoreUnavailable: as `publish_event()`.
+        """
+        messages = [self._outgoing(event, {headers.MSG_ID: msg_id}) for event, msg_id in events]
+        messages[0].headers[headers.EXPECTED_LAST_SUBJECT_SEQUENCE] = str(expected)
+        return await self._store(messages, expected, events[-1][1])
+
+    def _outgoing(self, event: Event, message_headers: dict[str, str]) -> Outgoing:
+        payload = event.encode()
+        if len(payload) > self.max_event_bytes:
+            raise PayloadTooLarge(len(payload), self.max_event_bytes)
+        return Outgoing(_subject_of(event), payload, message_headers)
+
+    async def _store(self, messages: list[Outgoing], expected: int, last_id: str | None) -> int:
+        subject = messages[-1].subject
+        with translated("storing events"):
             try:
-                return await (await self._publisher.send(subject, payload, message_headers)).seq()
+                return await (await self._publisher.send_batch(messages)).seq()
             except nats.js.errors.APIError as exc:
-                if exc.err_code in WRONG_LAST_SEQUENCE:
-                    if msg_id and (seq := await self._last_stored_as(subject, msg_id)):
-                        return seq
-                    raise Fenced(subject, expected) from exc
-                raise
+                if exc.err_code not in REFUSED_BEHIND_ANOTHER:
+                    raise
+                if last_id and (seq := await self._last_stored_as(subject, last_id)):
+                    return seq
+                raise Fenced(subject, expected) from exc
 
     async def _last_stored_as(self, subject: str, msg_id: str) -> int | None:
         """Number of the subject's last message if it has that id: nats-server 2.15 looks at the fence before the id."""

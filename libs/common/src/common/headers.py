@@ -22,6 +22,18 @@ SEQUENCE: Final = "Nats-Sequence"
 LAST_SEQUENCE: Final = "Nats-Last-Sequence"
 """On a republished message: the number of the message before it on the same subject, 0 if none."""
 
+ROLLUP: Final = "Nats-Rollup"
+"""`sub` on a message that replaces all others of its subject."""
+
+BATCH_ID: Final = "Nats-Batch-Id"
+"""On every message of an atomic batch (NATS ADR-50)."""
+
+BATCH_SEQUENCE: Final = "Nats-Batch-Sequence"
+"""A message's place in its batch, from 1."""
+
+BATCH_COMMIT: Final = "Nats-Batch-Commit"
+"""`1` on the last message of a batch."""
+
 STATUS: Final = "Status"
 """Status line of a reply without a body: 204 end of batch, 404 none, 408 expired, 409 conflict, 503 no responders."""
 
@@ -35,6 +47,9 @@ PENDING_MESSAGES: Final = "Nats-Pending-Messages"
 
 TRACEPARENT: Final = "traceparent"
 """W3C trace context of the request that a job came from."""
+
+OFFSET: Final = "Orchestrator-Offset"
+"""On a chunk: how many bytes of its object come before it."""
 
 ACK_SUBJECT: Final = "Orchestrator-Ack-Subject"
 """On a handoff: where the job's delivery is acknowledged."""

@@ -130,6 +130,10 @@ class Job(Message):
     """Start-to-close: how long one attempt may run."""
     heartbeat_ms: int | None = Field(default=None, ge=1, le=MAX_TIMEOUT_MS)
     """Heartbeat: how long the running tool may tell nothing, neither progress nor output; None asks for none."""
+    kind: Literal["call", "files"] = "call"
+    """A call of one of the server's tools, or of a file operation on the container of the session's lease."""
+    artifact: bool = False
+    """The caller wants the output as an artifact, whatever its size, and not in events."""
     redrive_of: str = ""
     """The job that was given up on and whose dead letter this one was made of."""
     attempts_before: list[AttemptRecord] = Field(default_factory=list)

@@ -42,6 +42,10 @@ class BusSettings(BaseSettings):
     """How long events can be replayed after a reconnect."""
     session_ttl_s: float = Field(default=86_400, ge=1)
     """How long a session is known after it was last opened or used."""
+    artifact_ttl_s: float = Field(default=86_400, ge=1)
+    """How long the output of a job beyond a first part, and a file on its way, can be read."""
+    artifact_store_bytes: int = Field(default=8 * 1024**3, ge=1024**2)
+    """What the output of all jobs may take in the store; beyond it a job that produces more ends with an error."""
     lease_ttl_s: float = Field(default=30, ge=1)
     """How long a lease outlives its last renewal."""
     ack_wait_s: float = Field(default=30, ge=1)
@@ -74,6 +78,8 @@ class BusSettings(BaseSettings):
             queue_limit=self.queue_limit,
             resume_window_s=self.resume_window_s,
             session_ttl_s=self.session_ttl_s,
+            artifact_ttl_s=self.artifact_ttl_s,
+            artifact_store_bytes=self.artifact_store_bytes,
             lease_ttl_s=self.lease_ttl_s,
             replicas=self.replicas,
         )

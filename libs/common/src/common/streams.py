@@ -35,6 +35,9 @@ LEASES_BUCKET: Final = "leases"
 SESSIONS_BUCKET: Final = "sessions"
 IDEMPOTENCY_BUCKET: Final = "idempotency"
 ROLES_BUCKET: Final = "roles"
+ARTIFACTS_BUCKET: Final = "artifacts"
+ARTIFACTS: Final = f"OBJ_{ARTIFACTS_BUCKET}"
+"""An object store is a stream of this name (NATS ADR-20)."""
 
 _NO_REPLICAS_ALONE: Final = 10074
 """JetStream's code for replicas > 1 on a server without a cluster."""
@@ -62,6 +65,10 @@ class Limits:
     """How long a lapsed lease is remembered, so that the next call can say `state_lost`."""
     role_memory_s: float = 60.0
     """How long a lapsed role is remembered; for nothing but that the bucket stays small."""
+    artifact_ttl_s: float = 24 * _HOUR_S
+    """How long output beyond a first part can be read."""
+    artifact_store_bytes: int = 8 * _GIB
+    """What the output of all jobs may take."""
     replicas: int = 1
 
 
@@ -93,6 +100,8 @@ def stream_configs(limits: Limits) -> list[StreamConfig]:
             duplicate_window=limits.resume_window_s,
             allow_direct=True,
             republish=RePublish(src=subjects.ALL_EVENTS, dest=subjects.ALL_LIVE),
+            # Events that name chunks are stored many at a time (docs/adr/0015).
+            allow_atomic=True,
             num_replicas=limits.replicas,
         ),
         StreamConfig(
@@ -106,6 +115,20 @@ def stream_configs(limits: Limits) -> list[StreamConfig]:
             allow_direct=True,
             # As long as there are letters: a job whose letter is stored may come again at any later time.
             duplicate_window=_LETTERS_KEPT_S,
+            num_replicas=limits.replicas,
+        ),
+        StreamConfig(
+            name=ARTIFACTS,
+            subjects=[subjects.all_chunks(ARTIFACTS_BUCKET), subjects.all_object_infos(ARTIFACTS_BUCKET)],
+            retention=RetentionPolicy.LIMITS,
+            storage=StorageType.FILE,
+            # A full store refuses what is new: the job that produces it ends, and no other loses anything.
+            discard=DiscardPolicy.NEW,
+            max_age=limits.artifact_ttl_s,
+            max_bytes=limits.artifact_store_bytes,
+            duplicate_window=min(120.0, limits.artifact_ttl_s),
+            allow_rollup_hdrs=True,
+            allow_direct=True,
             num_replicas=limits.replicas,
         ),
         _bucket_config(SERVERS_BUCKET, limits),

@@ -6,6 +6,7 @@ name that came from outside cannot widen a subject.
 
 from __future__ import annotations
 
+import base64
 import re
 import secrets
 import time
@@ -140,6 +141,31 @@ def keys_of_bucket(bucket: str) -> str:
 
 def bucket_key(bucket: str, key: str) -> str:
     return f"$KV.{bucket}.{key}"
+
+
+def new_object_id(session: str, job: str, stream: str) -> str:
+    """What NATS calls the nuid of an object. Two tokens, so that all of a session's can be named at once."""
+    return f"{session}.{job}-{stream}-{secrets.token_hex(4)}"
+
+
+def all_objects_of_session(session: str) -> str:
+    return f"{session}.>"
+
+
+def all_chunks(bucket: str) -> str:
+    return f"$O.{bucket}.C.>"
+
+
+def all_object_infos(bucket: str) -> str:
+    return f"$O.{bucket}.M.>"
+
+
+def chunks_of_object(bucket: str, object_id: str) -> str:
+    return f"$O.{bucket}.C.{object_id}"
+
+
+def object_info(bucket: str, name: str) -> str:
+    return f"$O.{bucket}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
 
 
 def lease_key(session: str, server: str) -> str:

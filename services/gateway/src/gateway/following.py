@@ -11,6 +11,7 @@ from common import metrics
 from common.errors import StoreUnavailable
 from common.feed import StoredEvent
 from common.log import get
+from gateway.spilled_output import SpilledOutput
 from gateway.store import Store
 
 _log = get(__name__)
@@ -23,11 +24,12 @@ async def follow(store: Store, session: str, after: int) -> AsyncGenerator[Store
 
     The consumer sets the pace: while it holds an event, later ones wait in a bounded buffer and then in the store.
     """
+    spilled = SpilledOutput(store, session)
     while True:
         try:
             async with store.bus.subscribe_session(session, after) as feed, aclosing(feed.__aiter__()) as events:
                 async for stored in events:
-                    yield stored
+                    yield await spilled.filled(stored)
                     after = stored.seq
                     metrics.EVENTS_SENT.inc()
         except StoreUnavailable as exc:

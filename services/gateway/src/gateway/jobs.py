@@ -60,6 +60,7 @@ class Jobs:
         meta: dict[str, Any],
         traceparent: str | None,
         idempotency_key: str | None = None,
+        artifact: bool = False,
     ) -> dict[str, Any]:
         """Accept a call: when this returns the store has it, and exactly one `result` event will follow.
 
@@ -90,6 +91,7 @@ class Jobs:
             start_by_ms=now + int(spec.queue_s(tool) * 1000),
             timeout_ms=spec.timeout_ms(tool, self._default_timeout_ms),
             heartbeat_ms=spec.heartbeat_ms(tool),
+            artifact=artifact,
         )
         size = _size(job)
         limit = bus.max_payload - MESSAGE_HEADERS_BYTES

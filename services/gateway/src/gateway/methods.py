@@ -86,6 +86,7 @@ class CallParams(_Params):
     arguments: dict[str, Any] = Field(default_factory=dict)
     meta: dict[str, Any] = Field(default_factory=dict, alias="_meta")
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=255, alias="idempotencyKey")
+    artifact: bool = False
 
 
 class JobParams(_Params):
@@ -173,6 +174,7 @@ class Methods:
             arguments=params.arguments,
             meta=params.meta,
             idempotency_key=params.idempotency_key,
+            artifact=params.artifact,
             # MCP's place for it, which is the only one that a WebSocket has.
             traceparent=traceparent(params.meta.get("traceparent")) or caller.traceparent,
         )

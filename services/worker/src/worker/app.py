@@ -163,7 +163,7 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> None:
             bus=bus,
             engine=engine,
             slots=Slots(settings.worker_concurrency),
-            runner=Runner(bus, worker_id, engine, heartbeat),
+            runner=Runner(bus, worker_id, engine, heartbeat, settings.output_limits()),
             heartbeat=heartbeat,
             boot_gate=BootGate(settings.boots_at_once),
             labels={WORKER_LABEL: worker_id, STORE_LABEL: bus.epoch},

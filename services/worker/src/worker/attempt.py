@@ -18,12 +18,14 @@ from common.ending import Ending
 from common.errors import Fenced, PayloadTooLarge
 from common.job_errors import JobError
 from common.schema import Job
+from worker.artifacts import discard_output, keep_output, with_links
 from worker.engine import UNPRIVILEGED
 from worker.errors import EngineUnavailable, HeartbeatTimeout, JobTimeout, ResultTooLarge, ServerGone
 from worker.executors.contract import Call, Executor
 from worker.grip import ContainerSource, Grip
 from worker.journal import Journal
 from worker.outbox import Outbox
+from worker.output_stream import OutputLimits
 from worker.pool import Acquired
 
 STARTED_REPEATS = 3
@@ -70,11 +72,13 @@ class Held:
 class Attempt:
     """Made for attempt `number`, behind the event with number `last_seq`. `run()` once."""
 
-    def __init__(self, bus: Bus, worker: str, held: Held, number: int, last_seq: int) -> None:
+    def __init__(self, bus: Bus, worker: str, limits: OutputLimits, held: Held, number: int, last_seq: int) -> None:
         self._bus = bus
         self._worker = worker
+        self._limits = limits
         self._held = held
         self._job = held.job
+        self._number = number
         self._journal = Journal(bus, held.job, number, last_seq)
         self.timings: dict[str, float] = {}
 
@@ -105,18 +109,26 @@ class Attempt:
             if self._held.cancelled.done():
                 raise CancelledBeforeStart
             begun = perf_counter()
-            end = await self._call(server, grip, self._started(acquired, server))
+            outbox = Outbox(
+                self._bus, self._job, self._journal, self._limits, self._bus.limits.resume_window_s / STARTED_REPEATS
+            )
+            end = await self._call(server, grip, outbox, self._started(acquired, server))
             self.timings["tool_ms"] = _since_ms(begun)
             if isinstance(end, Failed):
+                await discard_output(self._bus, outbox.streams.values())
                 if not last:
                     await self._journal.append("retrying", {"error": end.error.as_dict()})
                 return end
-            return await self._store_result(end, {"timings": self.timings, "ran": _ran(server, acquired)})
+            facts: dict[str, Any] = {"timings": self.timings, "ran": _ran(server, acquired)}
+            if outbox.streams:
+                facts["output"] = await keep_output(self._bus, self._job, self._limits, outbox.streams.values())
+            return await self._store_result(with_links(end, facts.get("output", {})), facts)
         finally:
             await grip.let_go()
 
     def _started(self, acquired: Acquired, server: ServerContext) -> dict[str, Any]:
-        return {
+        again = {"discard": True} if self._number > self._job.first_attempt else {}
+        return again | {
             "worker": self._worker,
             "engine": server.engine_id,
             "container": acquired.container.id[:12],
@@ -125,13 +137,14 @@ class Attempt:
             "state_lost": acquired.state_lost,
         }
 
-    async def _call(self, server: ServerContext, grip: Grip, started: dict[str, Any]) -> Ending | Failed:
+    async def _call(
+        self, server: ServerContext, grip: Grip, outbox: Outbox, started: dict[str, Any]
+    ) -> Ending | Failed:
         """Store `started`, put the job to the container, wait for its answer, its cancel or its timeout.
 
         A read-only tool need not wait until `started` is stored: what it does before a refusal has no effect, and is
         stopped.
         """
-        outbox = Outbox(self._journal, self._bus.limits.resume_window_s / STARTED_REPEATS)
         outbox.started(started)
         end: Ending | Failed | None = None
         async with asyncio.TaskGroup() as tasks:
@@ -142,7 +155,10 @@ class Attempt:
                 end = await self._answer(server, grip, outbox, pump)
             await outbox.close()
         if fenced := pump.result():
+            await discard_output(self._bus, outbox.streams.values())
             raise fenced
+        if outbox.fault.done() and not isinstance(end, Failed):
+            return Ending.of(outbox.fault.result())
         assert end is not None, "the pump ends early only when it was fenced"
         return end
 
@@ -181,7 +197,7 @@ class Attempt:
     async def _wait(self, call: Call, outbox: Outbox, pump: asyncio.Task[Fenced | None]) -> Ending | None:
         """None when the call has ended; else why it has to be stopped."""
         cancelled = self._held.cancelled
-        ends: set[asyncio.Future[Any]] = {call.answer, cancelled, pump}
+        ends: set[asyncio.Future[Any]] = {call.answer, cancelled, pump, outbox.fault}
         loop = asyncio.get_running_loop()
         timeout_at = loop.time() + self._job.timeout_ms / 1000
         heartbeat_ms = self._job.heartbeat_ms
@@ -191,6 +207,8 @@ class Attempt:
             done, _ = await asyncio.wait(ends, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             if call.answer.done():
                 return None
+            if outbox.fault.done():
+                return Ending.of(outbox.fault.result())
             if done:
                 return Ending("cancelled")  # or fenced, where nothing is told any more
             if loop.time() >= timeout_at:

@@ -6,6 +6,8 @@ JobError                        (common.job_errors) stands in the job's `result`
 ├── ServerGone                  outcome_unknown: the server ended during the call
 ├── ToolProtocolError           failed: the server answered with a JSON-RPC error
 ├── ResultTooLarge              failed
+├── OutputTooLarge              failed: it wrote more than a job may
+├── OutputStoreFull             failed: the store has no room for what it writes
 ├── EngineUnavailable           failed: the Docker Engine does not answer
 ├── JobTimeout                  timed_out: start-to-close
 ├── HeartbeatTimeout            timed_out: the tool told nothing for too long
@@ -58,6 +60,30 @@ class ResultTooLarge(JobError):
 
     def __init__(self, size: int, limit: int) -> None:
         super().__init__(f"the answer has {size} bytes; the limit is {limit}", size=size, limit=limit)
+
+
+class OutputTooLarge(JobError):
+    type = "output_too_large"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"the job wrote more than {limit} bytes and was stopped; what it had written is kept."
+            " Have it write less, or the operator raise MAX_OUTPUT_BYTES",
+            limit=limit,
+        )
+
+
+class OutputStoreFull(JobError):
+    """Its chunks are removed again, so that other jobs have room."""
+
+    type = "output_store_full"
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the store has no room for what the job writes, and it was stopped: close sessions that are done with"
+            " their artifacts, wait until some expire, or have the operator raise ARTIFACT_STORE_BYTES"
+        )
 
 
 class EngineUnavailable(JobError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from common.bus import Bus
@@ -41,6 +42,16 @@ class Journal:
         Raises:
             Fenced: if the job's last event is not ours any more.
         """
+        event, msg_id = self._next(type_, data)
+        await self._patiently(type_, lambda: self._bus.publish_event(event, expected=self.last_seq, msg_id=msg_id))
+
+    async def append_all(self, events: Sequence[tuple[EventType, dict[str, Any]]]) -> None:
+        """As `append()`, in one step: all of them or none."""
+        numbered = [self._next(type_, data) for type_, data in events]
+        await self._patiently(events[-1][0], lambda: self._bus.publish_events(numbered, expected=self.last_seq))
+
+    def _next(self, type_: EventType, data: dict[str, Any]) -> tuple[Event, str]:
+        """The event and its id: a repeat after a lost acknowledgement carries the same one."""
         event = Event(
             job=self._job.id,
             session=self._job.session,
@@ -50,12 +61,13 @@ class Journal:
             data=data,
         )
         self._written += 1
-        # A repeat after a lost acknowledgement carries the same id, and gets the first one's number.
-        msg_id = f"{self._job.id}.{self._writer}.{self._written}"
+        return event, f"{self._job.id}.{self._writer}.{self._written}"
+
+    async def _patiently(self, type_: EventType, publish: Callable[[], Awaitable[int]]) -> None:
         wait_s = RETRY_MIN_S
         while True:
             try:
-                self.last_seq = await self._bus.publish_event(event, expected=self.last_seq, msg_id=msg_id)
+                self.last_seq = await publish()
                 return
             except StoreUnavailable as exc:
                 _log.warning("event waits for the store", type=type_, reason=exc.message)

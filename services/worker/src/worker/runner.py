@@ -26,6 +26,7 @@ from worker.errors import EngineUnavailable, PoolExhausted
 from worker.grip import ContainerSource
 from worker.heartbeat import Heartbeat
 from worker.journal import Journal
+from worker.output_stream import OutputLimits
 from worker.proof import OwnerAlive, Proof
 from worker.redelivery import Drop, End, Leave, Past, Prove, Start, Step, after_failure, decide, is_last, unknown
 
@@ -37,9 +38,12 @@ HAND_BACK_DELAY_S = 1.0
 class Runner:
     """Runs the jobs of all servers of a worker."""
 
-    def __init__(self, bus: Bus, worker: str, engine: ContainerEngine, heartbeat: Heartbeat) -> None:
+    def __init__(
+        self, bus: Bus, worker: str, engine: ContainerEngine, heartbeat: Heartbeat, output_limits: OutputLimits
+    ) -> None:
         self._bus = bus
         self._worker = worker
+        self._output_limits = output_limits
         self._heartbeat = heartbeat
         self._proof = Proof(bus, engine, worker)
         self._held: dict[str, Held] = {}
@@ -149,7 +153,7 @@ class Runner:
 
     async def _start(self, step: Start, held: Held, server: ServerContext, source: ContainerSource) -> Step | None:
         """Run one attempt to its end, and settle the job if it ended. Returns what follows otherwise."""
-        attempt = Attempt(self._bus, self._worker, held, step.attempt, step.last_seq)
+        attempt = Attempt(self._bus, self._worker, self._output_limits, held, step.attempt, step.last_seq)
         try:
             end = await attempt.run(server, source, last=is_last(step.attempt, held.job.first_attempt))
         except EngineUnavailable:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
 from typing import Any
 
 from common.job_errors import JobError
 from common.schema import Job
 from worker.container import ToolContainer
 from worker.engine import STDOUT, ContainerEngine, Process
-from worker.errors import ResultTooLarge, ServerGone
+from worker.errors import ServerGone
 from worker.executors.contract import Offer
 from worker.outbox import Outbox
 
@@ -18,11 +17,8 @@ IDLE_COMMAND = ("/bin/sh", "-c", "exec cat >/dev/null")
 """Main process of an exec container: waits on stdin, so that it ends when the worker's attachment does."""
 TERM_GRACE_S = 2.0
 KILL_GRACE_S = 2.0
-TAIL_CHARS = 32 * 1024
-"""How much of each stream the result repeats; all of it went out as `output` events."""
 _SIGNAL_EXIT = 128
 """A command that died of signal n exits with 128 + n."""
-OUTPUT_LIMIT_BYTES = 16 * 1024 * 1024
 MAX_CODE_BYTES = 100_000
 """One argument of a process may have 128 KiB on Linux."""
 
@@ -68,22 +64,6 @@ def argv(job: Job) -> list[str]:
     return ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
 
 
-class _Tail:
-    """Decodes one stream across piece borders and keeps its end."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.text = ""
-        self.cut = False
-
-    def decode(self, data: bytes, *, final: bool = False) -> str:
-        text = self._decoder.decode(data, final)
-        kept = self.text + text
-        self.cut = self.cut or len(kept) > TAIL_CHARS
-        self.text = kept[-TAIL_CHARS:]
-        return text
-
-
 class ExecCall:
     def __init__(self, engine: ContainerEngine, container: str, job: str, process: Process, outbox: Outbox) -> None:
         self._engine = engine
@@ -109,29 +89,22 @@ class ExecCall:
             await self._process.output.close()
 
     async def _follow(self) -> dict[str, Any]:
-        tails = {1: _Tail(), 2: _Tail()}
-        size = 0
         while (frame := await self._process.output.read()) is not None:
-            size += len(frame.data)
-            if size > OUTPUT_LIMIT_BYTES:
-                raise ResultTooLarge(size, OUTPUT_LIMIT_BYTES)
-            if text := tails[frame.stream].decode(frame.data):
-                await self._outbox.output("stdout" if frame.stream == STDOUT else "stderr", text)
-        for stream, tail in tails.items():
-            if text := tail.decode(b"", final=True):
-                await self._outbox.output("stdout" if stream == STDOUT else "stderr", text)
+            await self._outbox.output("stdout" if frame.stream == STDOUT else "stderr", frame.data)
+        await self._outbox.end_output()
         code = await self._process.exit_code()
         if code is None:
             raise ServerGone("the command's streams ended while it still ran; the engine may have been restarted")
         if self._signalled and code > _SIGNAL_EXIT:
             raise ServerGone("the command was stopped", exit_code=code)
+        stdout, stderr = self._outbox.written("stdout"), self._outbox.written("stderr")
         return {
-            "content": [{"type": "text", "text": tails[1].text or tails[2].text}],
+            "content": [{"type": "text", "text": stdout.text or stderr.text}],
             "structuredContent": {
                 "exitCode": code,
-                "stdout": tails[1].text,
-                "stderr": tails[2].text,
-                "truncated": tails[1].cut or tails[2].cut,
+                "stdout": stdout.text,
+                "stderr": stderr.text,
+                "truncated": not (stdout.whole and stderr.whole),
             },
             "isError": code != 0,
         }

@@ -1,0 +1,62 @@
+"""Output that stands in the object store, put back into the events that name it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Final
+
+from common.errors import StoreUnavailable
+from common.feed import StoredEvent
+from common.log import get
+from common.object_store import Chunk
+from common.output import as_text
+from gateway.store import Store
+
+_log = get(__name__)
+
+RETRY_S: Final = 0.25
+
+
+class SpilledOutput:
+    """For one client that follows one session: holds what one read of the store brought, at most."""
+
+    def __init__(self, store: Store, session: str) -> None:
+        self._store = store
+        self._session = session
+        self._object = ""
+        self._ahead: deque[Chunk] = deque()
+
+    async def filled(self, stored: StoredEvent) -> StoredEvent:
+        """The event with the bytes of the chunk that it names, as every other output event has them.
+
+        Waits while the store is away. Where the chunk is gone (it expired, or was removed) `lost` tells so.
+        """
+        data = stored.event.data
+        if stored.event.type != "output" or "chunk" not in data:
+            return stored
+        chunk = await self._chunk(data["object"], data["chunk"])
+        told = {"stream": data["stream"], "offset": data["offset"]}
+        if chunk is None:
+            told |= {"size": data["size"], "lost": True}
+        else:
+            text = as_text(chunk.data)
+            told |= {"text": text} if isinstance(text, str) else {"data": text}
+        return StoredEvent(stored.seq, stored.event.model_copy(update={"data": told}))
+
+    async def _chunk(self, object_id: str, seq: int) -> Chunk | None:
+        """From what was read ahead: chunks are asked for in their order, unless those of two streams take turns."""
+        while self._object == object_id and self._ahead and self._ahead[0].seq < seq:
+            self._ahead.popleft()
+        if self._object != object_id or not self._ahead or self._ahead[0].seq != seq:
+            self._object = object_id
+            self._ahead = deque(await self._read(object_id, seq))
+        return self._ahead.popleft() if self._ahead else None
+
+    async def _read(self, object_id: str, seq: int) -> list[Chunk]:
+        while True:
+            try:
+                return await self._store.bus.chunks_from(object_id, seq)
+            except StoreUnavailable as exc:
+                _log.info("output waits for the store", session=self._session, reason=exc.message)
+            await asyncio.sleep(RETRY_S)

@@ -19,6 +19,7 @@ from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
 from common import headers, subjects
+from common.batch_reader import BatchReader
 from common.errors import StoreUnavailable
 from common.publisher import CONNECTION_FAULTS, LEADERLESS_S, Publisher
 from common.streams import Keeping, Limits, keeping
@@ -75,6 +76,7 @@ class NatsConnection:
         self._publisher = publisher
         self._js: JetStreamContext = client.jetstream(timeout=REQUEST_TIMEOUT_S)
         self._reads: JetStreamContext = client.jetstream(timeout=READ_TRY_S)
+        self._batches = BatchReader(client)
 
     @property
     def connected(self) -> bool:
@@ -192,26 +194,8 @@ class NatsConnection:
 
         Any replica may answer, also one that is behind.
         """
-        inbox = self.client.new_inbox()
-        found: list[tuple[int, Msg]] = []
-        ended: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
-
-        async def on_message(msg: Msg) -> None:
-            fields = msg.headers or {}
-            if headers.STATUS not in fields:
-                found.append((int(fields[headers.SEQUENCE]), msg))
-            elif not ended.done():
-                ended.set_result(fields)
-
         with translated(f"reading {stream}"):
-            # A callback: `next_msg` would start a task for each message.
-            subscription = await self.client.subscribe(inbox, cb=on_message)
-            try:
-                await self.client.publish(subjects.direct_get(stream), json.dumps(request).encode(), reply=inbox)
-                async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                    end = await ended
-            finally:
-                await self._unsubscribe(subscription)
+            found, end = await self._batches.read(subjects.direct_get(stream), request)
         if end[headers.STATUS] not in ("204", "404"):
             raise StoreUnavailable(f"reading {stream}: {end[headers.STATUS]} {end.get(headers.DESCRIPTION, '')}")
         return found, bool(found) and int(end.get(headers.NUM_PENDING, 0)) > 0

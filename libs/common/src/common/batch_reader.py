@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from common import headers
-
-BATCH_TIMEOUT_S: Final = 5.0
 
 
 @dataclass
@@ -32,7 +30,9 @@ class BatchReader:
         self._count = 0
         self._subscribed = False
 
-    async def read(self, subject: str, request: dict[str, Any]) -> tuple[list[tuple[int, Msg]], dict[str, str]]:
+    async def read(
+        self, subject: str, request: dict[str, Any], timeout_s: float
+    ) -> tuple[list[tuple[int, Msg]], dict[str, str]]:
         """Messages with their numbers, and the headers of the batch's end.
 
         Raises:
@@ -47,7 +47,7 @@ class BatchReader:
         batch = self._under_way[token] = _Batch(asyncio.get_running_loop().create_future())
         try:
             await self._client.publish(subject, json.dumps(request).encode(), reply=f"{self._inbox}.{token}")
-            async with asyncio.timeout(BATCH_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 end = await batch.ended
         finally:
             del self._under_way[token]

@@ -195,7 +195,7 @@ class NatsConnection:
         Any replica may answer, also one that is behind.
         """
         with translated(f"reading {stream}"):
-            found, end = await self._batches.read(subjects.direct_get(stream), request)
+            found, end = await self._batches.read(subjects.direct_get(stream), request, REQUEST_TIMEOUT_S)
         if end[headers.STATUS] not in ("204", "404"):
             raise StoreUnavailable(f"reading {stream}: {end[headers.STATUS]} {end.get(headers.DESCRIPTION, '')}")
         return found, bool(found) and int(end.get(headers.NUM_PENDING, 0)) > 0

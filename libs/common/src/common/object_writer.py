@@ -49,8 +49,10 @@ class ObjectWriter:
 
     def __init__(self, publisher: Publisher, delete_chunk: Callable[[int], Awaitable[None]], object_id: str) -> None:
         self.object_id = object_id
-        self.size = 0
+        self.stored = 0
+        """Bytes that were settled."""
         self.chunks = 0
+        self._put = 0
         self._publisher = publisher
         self._delete_chunk = delete_chunk
         self._subject = subjects.chunks_of_object(ARTIFACTS_BUCKET, object_id)
@@ -60,8 +62,8 @@ class ObjectWriter:
     async def put(self, data: bytes) -> SentChunk:
         """Send a chunk. Waits while the window is full; a store that is away is left to `settle()`."""
         await self._room.acquire()
-        chunk = SentChunk(self.size, data, _new_id(), None)
-        self.size += len(data)
+        chunk = SentChunk(self._put, data, _new_id(), None)
+        self._put += len(data)
         self.chunks += 1
         try:
             chunk.sent = await self._send(chunk)
@@ -85,6 +87,7 @@ class ObjectWriter:
                 chunk.msg_id, chunk.sent = _new_id(), None
                 seq = await self._stored(chunk)
             self._last_seq = seq
+            self.stored += len(chunk.data)
         finally:
             self._room.release()
         return seq

@@ -131,7 +131,7 @@ class Outbox:
         """Nothing more is written: what waits leaves."""
         async with self._writing:
             for stream in self.streams.values():
-                if not self._ended and (last := stream.close()):
+                if last := stream.close():
                     await self._queue(stream, last)
 
     def written(self, name: StreamName) -> Written:
@@ -162,8 +162,9 @@ class Outbox:
         return data
 
     async def _queue(self, stream: OutputStream, chunk: bytes) -> None:
-        async for item in self._cut(stream, chunk):
-            await self._waiting.put(item)
+        if not self._ended:
+            async for item in self._cut(stream, chunk):
+                await self._waiting.put(item)
 
     async def _cut(self, stream: OutputStream, chunk: bytes) -> AsyncGenerator[_Item]:
         cut = stream.cut(chunk)

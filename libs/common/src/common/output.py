@@ -198,15 +198,17 @@ class _Splitter:
     def feed(self, piece: bytes) -> Iterator[Line]:
         start = 0
         while (end := piece.find(b"\n", start)) >= 0:
-            self._buffer += piece[start:end]
-            if self._buffer.endswith(b"\r"):
-                del self._buffer[-1:]
-            yield from self._parts(self._max_bytes)
-            yield self._take(len(self._buffer), cut=False)
+            if not self._buffer and end - start <= self._max_bytes:
+                yield Line(piece[start:end].removesuffix(b"\r").decode("utf-8", "replace"), False)
+            else:
+                self._buffer += piece[start:end]
+                if self._buffer.endswith(b"\r"):
+                    del self._buffer[-1:]
+                yield from self._parts(self._max_bytes)
+                yield self._take(len(self._buffer), cut=False)
             start = end + 1
         self._buffer += piece[start:]
-        # A \r that stands just behind the bound may belong to the line's end.
-        yield from self._parts(self._max_bytes + self._buffer.endswith(b"\r"))
+        yield from self._parts(self._max_bytes + 1)  # the one byte more may be the \r of the line's end
 
     def close(self) -> Iterator[Line]:
         yield from self._parts(self._max_bytes)

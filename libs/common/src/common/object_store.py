@@ -23,7 +23,7 @@ from common.object_writer import ObjectWriter
 from common.output import OUTPUT_CHUNK_BYTES
 from common.streams import ARTIFACTS, ARTIFACTS_BUCKET
 
-READ_BATCH_BYTES: Final = 1024 * 1024
+READ_BATCH_BYTES: Final = 512 * 1024
 """What one read of an object takes from the store."""
 READ_BATCH: Final = 64
 """And how many chunks: a slow producer's are small."""

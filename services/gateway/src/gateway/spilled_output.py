@@ -16,16 +16,18 @@ from gateway.store import Store
 _log = get(__name__)
 
 RETRY_S: Final = 0.25
+OBJECTS_AHEAD: Final = 4
+"""Streams that are read ahead at once: those of a job, of some jobs that take turns."""
 
 
 class SpilledOutput:
-    """For one client that follows one session: holds what one read of the store brought, at most."""
+    """For one client that follows one session: holds what OBJECTS_AHEAD reads of the store brought, at most."""
 
     def __init__(self, store: Store, session: str) -> None:
         self._store = store
         self._session = session
-        self._object = ""
-        self._ahead: deque[Chunk] = deque()
+        self._ahead: dict[str, deque[Chunk]] = {}
+        """By object, the one used last at the end."""
 
     async def filled(self, stored: StoredEvent) -> StoredEvent:
         """The event with the bytes of the chunk that it names, as every other output event has them.
@@ -45,13 +47,18 @@ class SpilledOutput:
         return StoredEvent(stored.seq, stored.event.model_copy(update={"data": told}))
 
     async def _chunk(self, object_id: str, seq: int) -> Chunk | None:
-        """From what was read ahead: chunks are asked for in their order, unless those of two streams take turns."""
-        while self._object == object_id and self._ahead and self._ahead[0].seq < seq:
-            self._ahead.popleft()
-        if self._object != object_id or not self._ahead or self._ahead[0].seq != seq:
-            self._object = object_id
-            self._ahead = deque(await self._read(object_id, seq))
-        return self._ahead.popleft() if self._ahead else None
+        """From what was read ahead: the chunks of an object are asked for in their order."""
+        ahead = self._ahead.pop(object_id, deque())
+        while ahead and ahead[0].seq < seq:
+            ahead.popleft()
+        if not ahead or ahead[0].seq != seq:
+            ahead = deque(await self._read(object_id, seq))
+        chunk = ahead.popleft() if ahead else None
+        if ahead:
+            self._ahead[object_id] = ahead
+            if len(self._ahead) > OBJECTS_AHEAD:
+                del self._ahead[next(iter(self._ahead))]
+        return chunk
 
     async def _read(self, object_id: str, seq: int) -> list[Chunk]:
         while True:

@@ -22,7 +22,7 @@ from common.bus import Bus, connect
 from common.durability import MONITOR_TIMEOUT_S, NEVER_ASYNC, Durability
 from common.errors import StoreUnavailable
 from common.settings import BusSettings, DurabilityLevel
-from common.streams import JOBS, SESSIONS, Limits, stream_configs
+from common.streams import JOBS, Limits, stream_configs
 from standalone.nats_server import BINARY, NatsServer, run_nats_server
 from standalone.process import run_process
 from tests.unit.common.bus_rig import DEADLINE_S, counted, until
@@ -249,14 +249,14 @@ async def test_a_weakness_is_warned_of_once_and_goes_when_it_is_mended(tmp_path:
     """Here a stream that is made anew."""
     async with running(tmp_path, "process") as (_, bus):
         js = bus.client.jetstream()
-        [config] = [config for config in stream_configs(Limits()) if config.name == SESSIONS]
-        await js.delete_stream(SESSIONS)
+        [config] = [config for config in stream_configs(Limits()) if config.name == JOBS]
+        await js.delete_stream(JOBS)
         await js.add_stream(config.evolve(persist_mode=PersistMode.ASYNC))
         durable = Durability(BusSettings())
         await durable.look(bus)
         await durable.look(bus)
         weak = durable.as_dict()
-        await js.delete_stream(SESSIONS)
+        await js.delete_stream(JOBS)
         await bus.ensure()
         await durable.look(bus)
 

@@ -76,8 +76,8 @@ def test_code_and_status_of_an_error_agree(cls: type[ServiceError]) -> None:
 
 @pytest.mark.parametrize("cls", classes_of(common.errors), ids=lambda cls: cls.__name__)
 def test_a_refusal_is_retryable_exactly_if_its_status_says_try_later(cls: type[ServiceError]) -> None:
-    """429 and 503 are."""
-    assert cls.retryable == (cls.status in (429, 503))
+    """429, 503 and 507 do."""
+    assert cls.retryable == (cls.status in (429, 503, 507))
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,8 @@ MESSAGES: dict[str, Message] = {
         start_by_ms=1_700_000_600_000,
         timeout_ms=300_000,
         heartbeat_ms=20_000,
+        kind="files",
+        artifact=True,
         redrive_of="0192f0c1e5a0a1b2c3d4e5f0",
         attempts_before=[ATTEMPT, ATTEMPT | {"attempt": 3, "ended_ms": None, "error": None}],
     ),

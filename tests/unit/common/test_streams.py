@@ -9,12 +9,12 @@ from nats.js.api import StreamConfig
 from common import subjects
 from common.bus import Bus
 from common.errors import StreamConflict
-from common.streams import DEAD_LETTERS, JOBS, SESSIONS, Limits, stream_configs
+from common.streams import ARTIFACTS, DEAD_LETTERS, JOBS, SESSIONS, Limits, stream_configs
 from tests.nats_server import NatsServer
 from tests.unit.common.bus_rig import SERVER, flushed, make_job, open_bus
 
 BUCKETS = ["servers", "tools", "leases", "sessions", "idempotency", "roles"]
-NAMES = [JOBS, SESSIONS, DEAD_LETTERS, *(f"KV_{bucket}" for bucket in BUCKETS)]
+NAMES = [JOBS, SESSIONS, DEAD_LETTERS, ARTIFACTS, *(f"KV_{bucket}" for bucket in BUCKETS)]
 
 
 def jetstream(bus: Bus) -> JetStreamContext:
@@ -109,6 +109,7 @@ async def test_a_stream_that_somebody_else_made_differently_is_a_conflict(nats_s
 async def test_the_smallest_settings_can_be_made_and_found_again(nats_server: NatsServer) -> None:
     """What the settings allow the store takes, and reports back as it was asked for."""
     smallest = {"queue_limit": 1, "resume_window_s": 1, "session_ttl_s": 1, "lease_ttl_s": 1, "ack_wait_s": 1}
+    smallest |= {"artifact_ttl_s": 1, "artifact_store_bytes": 1024**2}
     async with open_bus(nats_server, **smallest) as bus:
         await bus.ensure()
 

@@ -21,7 +21,7 @@ from common.bus import Bus
 from common.errors import StoreUnavailable
 from common.log import get
 from common.settings import BusSettings
-from common.streams import DEAD_LETTERS, JOBS, SESSIONS, Keeping
+from common.streams import ARTIFACTS, DEAD_LETTERS, JOBS, Keeping
 
 _log = get(__name__)
 
@@ -33,7 +33,7 @@ CHECK_PERIOD_S: Final = 300.0
 """Servers are replaced and reconfigured while services run."""
 RETRY_S: Final = 5.0
 
-NEVER_ASYNC: Final = (JOBS, SESSIONS, DEAD_LETTERS)
+NEVER_ASYNC: Final = (JOBS, DEAD_LETTERS, ARTIFACTS)
 """Streams that hold what was promised to be kept."""
 
 _NANOSECONDS: Final = 1e9

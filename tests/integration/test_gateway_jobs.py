@@ -172,7 +172,8 @@ async def test_a_job_is_shown_as_its_newest_event_tells(rig: GatewayRig, socket:
     started_seq = await rig.start_job(session, job)
     started = await socket.call("job/get", session=session, job=job)
     result = {"content": [{"type": "text", "text": "3"}]}
-    await rig.end_job(session, job, result=result, timings={"queue_ms": 1}, ran={"image": "none"})
+    output = {"stdout": {"size": 3, "sha256": "ab"}}
+    await rig.end_job(session, job, result=result, timings={"queue_ms": 1}, ran={"image": "none"}, output=output)
     ended = await socket.call("job/get", session=session, job=job)
 
     common = {"job": job, "server": "math", "tool": "add"}
@@ -186,6 +187,7 @@ async def test_a_job_is_shown_as_its_newest_event_tells(rig: GatewayRig, socket:
         "outcome": "succeeded",
         "result": result,
         "timings": {"queue_ms": 1},
+        "output": output,
     }
 
 

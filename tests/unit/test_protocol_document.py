@@ -45,8 +45,10 @@ NEVER_SENT: dict[type[ServiceError], str] = {
     NotClustered: "the process that meets it does not start",
     common.catalog.CatalogFault: "told to who applies the catalog",
 }
-NOT_OURS = ("$JS.", "$KV.")
+NOT_OURS = ("$JS.", "$KV.", "$O.")
 """NATS's own addresses; the streams and buckets behind them stand in the document."""
+NO_SUBJECTS = ("token", "lease_key", "idempotency_key", "job_of_event", "new_object_id", "all_objects_of_session")
+"""What `common.subjects` makes beside subjects: keys, and ids."""
 
 
 def tables() -> Iterator[tuple[str, list[str], list[list[str]]]]:
@@ -221,7 +223,7 @@ def on_nats(kind: str) -> list[list[str]]:
 
 def told_subjects() -> set[str]:
     """Subjects, not keys: those of streams, and those of core NATS."""
-    streamed = [name for row in on_nats("stream") for name in quoted(row[2])]
+    streamed = [name for row in on_nats("stream") for name in quoted(row[2]) if not name.startswith(NOT_OURS)]
     return {*streamed, *(name for row in on_nats("core") for name in quoted(row[1]))}
 
 
@@ -241,7 +243,7 @@ def built_subjects() -> dict[str, str]:
             spelled[name] = member
         elif inspect.isfunction(member) and member.__module__ == subjects.__name__:
             params = list(inspect.signature(member).parameters)
-            if params and name not in ("token", "lease_key", "idempotency_key", "job_of_event"):
+            if params and name not in NO_SUBJECTS:
                 given = {"service": "worker"}
                 spelled[name] = member(*(given.get(param, f"<{param}>") for param in params))
     return {name: subject for name, subject in spelled.items() if not subject.startswith(NOT_OURS)}
@@ -273,6 +275,7 @@ def test_the_streams_are_those_of_the_table() -> None:
     rows = {only(row[1]): quoted(row[2]) for row in on_nats("stream")}
 
     assert rows.keys() == {name for name in configs if name and not name.startswith("KV_")}
+    assert rows.pop(streams.ARTIFACTS) == configs[streams.ARTIFACTS].subjects
     for name, stored in rows.items():
         [pattern] = configs[name].subjects or []
         assert [subject for subject in told_subjects() if covers(pattern, subject)] != []

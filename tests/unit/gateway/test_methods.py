@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import InvalidParams
 from gateway.http import RESOURCES
-from gateway.methods import METHODS, CallParams, LettersParams, OpenParams, PurgeParams, _validated
+from gateway.methods import METHODS, CallParams, LettersParams, OpenParams, PurgeParams, validated
 
 
 def test_every_method_is_there_on_both_doors() -> None:
@@ -19,21 +19,21 @@ def test_every_method_is_there_on_both_doors() -> None:
 def test_a_fault_deep_in_the_params_has_its_path() -> None:
     """Names and indexes, from the params' root."""
     with pytest.raises(InvalidParams) as refused:
-        _validated(CallParams, {"session": "s", "server": "x" * 65, "name": "n", "_meta": 1})
+        validated(CallParams, {"session": "s", "server": "x" * 65, "name": "n", "_meta": 1})
 
     assert [problem["path"] for problem in refused.value.data["problems"]] == ["$.server", "$._meta"]
 
 
 def test_a_position_is_complete_or_not_there() -> None:
     """Half of one would be taken for none, and lose events in silence."""
-    whole = _validated(OpenParams, {"session": "s", "epoch": "e", "seq": 0})
+    whole = validated(OpenParams, {"session": "s", "epoch": "e", "seq": 0})
 
     assert isinstance(whole, OpenParams)
     assert whole.position is not None
     assert (whole.position.epoch, whole.position.seq) == ("e", 0)
     for half in ({"epoch": "e"}, {"seq": 0}):
         with pytest.raises(InvalidParams):
-            _validated(OpenParams, {"session": "s", **half})
+            validated(OpenParams, {"session": "s", **half})
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,13 @@ def test_a_position_is_complete_or_not_there() -> None:
 def test_params_of_dead_letters_that_do_not_fit_are_refused(method: str, params: dict[str, Any]) -> None:
     """Above all what would widen a subject, and a purge that does not say what to purge."""
     with pytest.raises(InvalidParams):
-        _validated(METHODS[f"dead_letters/{method}"][0], params)
+        validated(METHODS[f"dead_letters/{method}"][0], params)
 
 
 def test_numbers_and_truth_may_come_as_text_where_all_params_do() -> None:
     """In the query of an address; an id stays the text that it is."""
-    listing = _validated(LettersParams, {"limit": "5", "server": "123", "before": "7"}, as_text=True)
-    purge = _validated(PurgeParams, {"all": "true", "older_than_s": "1.5"}, as_text=True)
+    listing = validated(LettersParams, {"limit": "5", "server": "123", "before": "7"}, as_text=True)
+    purge = validated(PurgeParams, {"all": "true", "older_than_s": "1.5"}, as_text=True)
 
     assert isinstance(listing, LettersParams)
     assert (listing.limit, listing.server, listing.before) == (5, "123", "7")
@@ -80,4 +80,4 @@ def test_numbers_and_truth_may_come_as_text_where_all_params_do() -> None:
     assert (purge.all, purge.older_than_s) == (True, 1.5)
     for faulty in ({"limit": "x"}, {"limit": ""}, {"before": ""}):
         with pytest.raises(InvalidParams):
-            _validated(LettersParams, faulty, as_text=True)
+            validated(LettersParams, faulty, as_text=True)

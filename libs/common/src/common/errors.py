@@ -12,6 +12,7 @@ ServiceError
 │   ├── Unauthenticated
 │   ├── UnknownSession          also another tenant's session: the answer does not tell which
 │   ├── UnknownJob
+│   ├── UnknownArtifact         also one that expired
 │   ├── PayloadTooLarge
 │   ├── UnknownDeadLetter       also another tenant's
 │   ├── DeadLetterUnreadable    no job can be made of it
@@ -143,6 +144,19 @@ class UnknownJob(CallerError):
         super().__init__(f"unknown job {job!r} in this session", job=job)
 
 
+class UnknownArtifact(CallerError):
+    type = "unknown_artifact"
+    code = 404
+    status = 404
+
+    def __init__(self, job: str) -> None:
+        super().__init__(
+            f"there is no such artifact of job {job!r}: it may have expired, its session may have been closed since,"
+            " or the output was small enough to stand in the job's events",
+            job=job,
+        )
+
+
 class UnknownDeadLetter(CallerError):
     type = "unknown_dead_letter"
     code = 404
@@ -179,7 +193,8 @@ class IdempotencyKeyReused(CallerError):
 
     def __init__(self, key: str, job: str) -> None:
         super().__init__(
-            f"idempotency key {key!r} was used for job {job} with another server, tool or arguments; use a new key",
+            f"idempotency key {key!r} was used for job {job} with another server, tool, arguments or artifact;"
+            " use a new key",
             job=job,
         )
 

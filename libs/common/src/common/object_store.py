@@ -32,6 +32,10 @@ LAG_S: Final = 2.0
 LAG_RETRY_S: Final = 0.05
 
 
+class PartLost(StoreUnavailable):
+    """The store answers, and has a part of the object no more: it expired, or its session was closed."""
+
+
 class Chunk(NamedTuple):
     """A piece of an object, and its number in the store, which grows along the object."""
 
@@ -145,14 +149,15 @@ class ObjectStore(Buckets):
         """The bytes from offset `start` up to `end`.
 
         Raises:
-            StoreUnavailable: if the store does not answer, or has lost a part: it expired, or its session was closed.
+            PartLost: if a part is gone.
+            StoreUnavailable: if the store does not answer.
         """
         chunk = await self._chunk_at(info.object_id, start)
         seq, offset = (chunk.seq, chunk.offset) if chunk else (0, 0)
         while offset < end:
             found = await self._chunks_behind(info.object_id, seq)
             if not found or found[0].offset > offset:
-                raise StoreUnavailable(f"object {info.name} is not stored any more from byte {offset} on")
+                raise PartLost(f"object {info.name} is not stored any more from byte {offset} on")
             for chunk in found:
                 if chunk.offset < offset:
                     continue  # stored twice: the store was away for longer than it remembers ids

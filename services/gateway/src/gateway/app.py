@@ -14,6 +14,7 @@ from starlette.routing import Mount, WebSocketRoute
 
 from common.errors import ServiceError
 from gateway.admission import Admission
+from gateway.artifacts import ArtifactDoor
 from gateway.authentication import Authentication, Keys
 from gateway.catalog_view import CatalogView
 from gateway.connections import Connections
@@ -51,9 +52,9 @@ class Gateway:
         self.failed = asyncio.Event()
         self.failure: Exception | None = None
         """What ended the background work, if it did not end by being stopped; `failed` is set then."""
-        sessions = Sessions(self.store)
+        self.sessions = Sessions(self.store)
         self.methods = Methods(
-            sessions,
+            self.sessions,
             Jobs(
                 self.store,
                 self.catalog,
@@ -61,7 +62,7 @@ class Gateway:
                 self.positions,
                 settings.job_timeout_ms,
             ),
-            DeadLetters(self.store, self.catalog, sessions, settings.job_timeout_ms, settings.operators),
+            DeadLetters(self.store, self.catalog, self.sessions, settings.job_timeout_ms, settings.operators),
             self.catalog,
             Status(self.store, self.catalog, self.connections),
         )
@@ -111,6 +112,7 @@ def create_app(settings: GatewaySettings) -> Starlette:
     doors = [
         WebSocketRoute("/ws", WebSocketDoor(settings, store, methods, connections)),
         *HttpDoor(settings, store, methods, connections).routes(),
+        *ArtifactDoor(store, gateway.sessions, connections).routes(),
     ]
     app = Starlette(
         lifespan=lifespan,

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from common import metrics
 
-Door = Literal["websocket", "event_stream"]
+Door = Literal["websocket", "event_stream", "artifact"]
 
 
 class Connection(Protocol):

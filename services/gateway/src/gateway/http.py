@@ -74,7 +74,7 @@ class HttpDoor:
 
     def routes(self) -> list[Route]:
         resources = [Route(r.path, self._endpoint(r), methods=[r.verb], name=r.method) for r in RESOURCES]
-        return [*resources, Route("/sessions/{session}/events", self._answered(self._events), methods=["GET"])]
+        return [*resources, Route("/sessions/{session}/events", answered(self._events), methods=["GET"])]
 
     def _endpoint(self, resource: Resource) -> Endpoint:
         async def call(request: Request) -> Response:
@@ -90,7 +90,7 @@ class HttpDoor:
             result = await self._methods.call(_caller(request), resource.method, params, as_text=resource.has_query)
             return Response(encode_json(result), resource.status, media_type="application/json")
 
-        return self._answered(call)
+        return answered(call)
 
     async def _events(self, request: Request) -> Response:
         if request.method != "GET":
@@ -101,18 +101,6 @@ class HttpDoor:
             opened |= {"epoch": position.epoch, "seq": position.seq}
         joined = await self._methods.call(_caller(request), "session/open", opened)
         return EventStream(self._store, self._connections, joined, self._settings.event_stream_ping_interval_s)
-
-    def _answered(self, endpoint: Endpoint) -> Endpoint:
-        async def answer(request: Request) -> Response:
-            try:
-                return await endpoint(request)
-            except (ServiceError, HTTPException):
-                raise
-            except Exception:  # noqa: BLE001 - the client is owed an answer, and the log has the rest
-                _log.exception("request failed", path=request.url.path)
-                return problem(InternalError())
-
-        return answer
 
     async def _params(self, request: Request) -> dict[str, Any]:
         """The body as an object; none is an empty one.
@@ -136,6 +124,21 @@ class HttpDoor:
         if not isinstance(params, dict):
             raise InvalidRequest("the body is an object")
         return params
+
+
+def answered(endpoint: Endpoint) -> Endpoint:
+    """`endpoint`, whose faults of our own are answered too."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except (ServiceError, HTTPException):
+            raise
+        except Exception:  # noqa: BLE001 - the client is owed an answer, and the log has the rest
+            _log.exception("request failed", path=request.url.path)
+            return problem(InternalError())
+
+    return answer
 
 
 async def _body(request: Request, limit: int) -> bytes:

@@ -19,9 +19,13 @@ from common.streams import IDEMPOTENCY_BUCKET
 CLAIM_TRIES = 3
 
 
-def fingerprint(server: str, tool: str, arguments: dict[str, Any]) -> str:
-    """What a repeated request must have in common with the first."""
-    canonical = json.dumps([server, tool, arguments], sort_keys=True, separators=(",", ":"))
+def fingerprint(server: str, tool: str, arguments: dict[str, Any], *, artifact: bool = False) -> str:
+    """What a repeated request must have in common with the first.
+
+    Without `artifact` it is what it was before there was such a param: keys that were given out then stay good.
+    """
+    facts = [server, tool, arguments, *(["artifact"] if artifact else [])]
+    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 

@@ -29,7 +29,7 @@ CHECKED_IN_PLACE_BYTES: Final = 16_384
 HALF_ACCEPTED_MS: Final = 60_000
 """A job this young is stored once more when its call is repeated; below the store's own memory of ids (120 s)."""
 CANCEL_TRIES: Final = 5
-OUTCOME_FIELDS: Final = ("outcome", "result", "error", "timings")
+OUTCOME_FIELDS: Final = ("outcome", "result", "error", "timings", "output")
 
 
 class Jobs:
@@ -108,7 +108,7 @@ class Jobs:
 
     async def _call_once(self, bus: Bus, job: Job, key: str, traceparent: str | None, size: int) -> dict[str, Any]:
         """Accept a job unless the key stands for one that was."""
-        print_ = fingerprint(job.server, job.tool, job.arguments)
+        print_ = fingerprint(job.server, job.tool, job.arguments, artifact=job.artifact)
         id_, is_new = await claim(bus, job.session, key, print_)
         known = None if is_new else await bus.queued_event(job.session, id_)
         once = job.model_copy(update={"id": id_})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -47,6 +47,9 @@ ToolName = Annotated[str, StringConstraints(max_length=256)]
 
 class _Params(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+P = TypeVar("P", bound=_Params)
 
 
 class NoParams(_Params):
@@ -141,7 +144,7 @@ class Methods:
         if found is None:
             raise UnknownMethod(method[:100], sorted(METHODS))
         model, handler = found
-        return await handler(self, caller, _validated(model, params, as_text=as_text))
+        return await handler(self, caller, validated(model, params, as_text=as_text))
 
     async def _open_session(self, caller: Caller, params: OpenParams) -> Result:
         if params.session is None:
@@ -226,7 +229,11 @@ METHODS: Final[dict[str, tuple[type[_Params], Callable[[Methods, Caller, Any], A
 """Each method: what its params must be, and what it does."""
 
 
-def _validated(model: type[_Params], params: Params, *, as_text: bool = False) -> _Params:
+def validated(model: type[P], params: Params, *, as_text: bool = False) -> P:
+    """
+    Raises:
+        InvalidParams: naming every fault.
+    """
     try:
         return model.model_validate(params, strict=not as_text)
     except ValidationError as exc:

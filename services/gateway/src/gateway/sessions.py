@@ -112,9 +112,10 @@ class Sessions:
         await self._renew(bus, tenant, session)
 
     async def close(self, tenant: str, session: str) -> None:
-        """Tell the workers to free what the session holds, and forget it."""
+        """Tell the workers to free what the session holds, remove its output from the object store, and forget it."""
         bus = self._store.bus
         await bus.publish(subjects.close(session))
+        await bus.purge_objects(session)
         await bus.delete(SESSIONS_BUCKET, session)
         self._known.pop((tenant, session), None)
 

@@ -183,7 +183,7 @@ class Outbox:
             ended = False
             while not ended:
                 items = await self._next()
-                ended = isinstance(items[-1], _End)
+                ended = any(isinstance(item, _End) for item in items)  # a tool may report even after it
                 await self._store(items)
         except Fenced as exc:
             return exc

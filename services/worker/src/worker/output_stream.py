@@ -53,7 +53,7 @@ class Cut(NamedTuple):
 
 
 class OutputStream:
-    """Pass all data through `take()`, and each chunk that comes of it, of `flush()` and of `close()` through `cut()`."""
+    """Pass data through `take()`, and each chunk that comes of it, of `flush()` and of `close()` through `cut()`."""
 
     def __init__(
         self, name: StreamName, limits: OutputLimits, *, spill_all: bool, new_writer: Callable[[], ObjectWriter]

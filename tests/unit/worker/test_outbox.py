@@ -189,3 +189,13 @@ async def test_a_call_of_a_lost_job_is_told_nowhere(bus: Bus) -> None:
 
     assert isinstance(pump.result(), Fenced)
     assert len(await stored(bus)) == 1
+
+
+async def test_a_report_that_comes_after_the_end_does_not_hold_the_end_up(bus: Bus) -> None:
+    """The pump sees both at once."""
+    box = outbox(bus)
+    box.started({})
+    await box.close()
+    box.progress({"progress": 1})
+    async with asyncio.timeout(DEADLINE_S):
+        assert await box.pump() is None

@@ -39,13 +39,13 @@ async def spill(bus: Bus, session: str, pieces: list[bytes], stream: str = "stdo
     """What a worker stores of a stream beyond its threshold, behind event `after`; the number of the last event."""
     writer = bus.write_object(f"{session}.{JOB}-{stream}")
     named = []
-    for number, piece in enumerate(pieces):
+    for piece in pieces:
         chunk = await writer.put(piece)
         seq = await writer.settle(chunk)
         data = {"stream": stream, "offset": chunk.offset, "size": len(piece), "object": writer.object_id, "chunk": seq}
-        named.append((output(session, data), f"{stream}.{number}"))
+        named.append(output(session, data))
     for at in range(0, len(named), 100):
-        after = await bus.publish_events(named[at : at + 100], expected=after)
+        after = await bus.publish_events(named[at : at + 100], expected=after, msg_id=f"{stream}.{at}")
     return after
 
 

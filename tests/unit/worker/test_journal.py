@@ -167,3 +167,33 @@ async def test_an_event_that_no_message_can_hold_is_refused_and_leaves_the_journ
     await written.append("result", {"outcome": "failed"})
 
     assert [event.data for event in await stored(bus, job.session)] == [{"outcome": "failed"}]
+
+
+async def test_events_that_are_stored_together_are_stored_once(bus: Bus, nats_server: NatsServer) -> None:
+    """Also where the acknowledgement was lost: the repeat is answered with the last one's number."""
+    job = make_job()
+    written = Journal(bus, job, attempt=1, last_seq=0)
+    await written.append("started", {})
+    before = written.last_seq
+    await written.append_all([("output", {"offset": number}) for number in range(5)])
+    last = written.last_seq
+    written.last_seq, written._written = before, 1
+    await written.append_all([("output", {"offset": number}) for number in range(5)])
+    await written.append("result", {})
+    events = await stored(bus, job.session)
+
+    assert last == before + 5
+    assert [event.data["offset"] for event in events if event.type == "output"] == [0, 1, 2, 3, 4]
+    assert [event.type for event in events][-1] == "result"
+
+
+async def test_of_events_that_another_worker_has_overtaken_none_is_stored(bus: Bus, nats_server: NatsServer) -> None:
+    """All or none, behind one fence."""
+    job = make_job()
+    async with open_bus(nats_server) as other:
+        mine, theirs = Journal(bus, job, 1, 0), Journal(other, job, 1, 0)
+        await theirs.append("started", {})
+        with pytest.raises(Fenced):
+            await mine.append_all([("output", {"offset": number}) for number in range(5)])
+
+    assert [event.type for event in await stored(bus, job.session)] == ["started"]

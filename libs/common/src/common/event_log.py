@@ -61,15 +61,16 @@ class EventLog(ObjectStore):
             message_headers[headers.MSG_ID] = msg_id
         return await self._store([self._outgoing(event, message_headers)], expected, msg_id)
 
-    async def publish_events(self, events: Sequence[tuple[Event, str]], *, expected: int) -> int:
-        """Store events of one job, each with its id, all of them or none. Returns the number of the last.
+    async def publish_events(self, events: Sequence[Event], *, expected: int, msg_id: str) -> int:
+        """Store events of one job, all of them or none. Returns the number of the last, which gets the `msg_id`.
 
         Raises:
             Fenced, PayloadTooLarge, StoreUnavailable: as `publish_event()`.
         """
-        messages = [self._outgoing(event, {headers.MSG_ID: msg_id}) for event, msg_id in events]
+        messages = [self._outgoing(event, {}) for event in events]
         messages[0].headers[headers.EXPECTED_LAST_SUBJECT_SEQUENCE] = str(expected)
-        return await self._store(messages, expected, events[-1][1])
+        messages[-1].headers[headers.MSG_ID] = msg_id
+        return await self._store(messages, expected, msg_id)
 
     def _outgoing(self, event: Event, message_headers: dict[str, str]) -> Outgoing:
         payload = event.encode()

@@ -48,7 +48,10 @@ class Journal:
     async def append_all(self, events: Sequence[tuple[EventType, dict[str, Any]]]) -> None:
         """As `append()`, in one step: all of them or none."""
         numbered = [self._next(type_, data) for type_, data in events]
-        await self._patiently(events[-1][0], lambda: self._bus.publish_events(numbered, expected=self.last_seq))
+        together, last_id = [event for event, _ in numbered], numbered[-1][1]
+        await self._patiently(
+            events[-1][0], lambda: self._bus.publish_events(together, expected=self.last_seq, msg_id=last_id)
+        )
 
     def _next(self, type_: EventType, data: dict[str, Any]) -> tuple[Event, str]:
         """The event and its id: a repeat after a lost acknowledgement carries the same one."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import random
 import socket
 from collections.abc import AsyncIterator
 
@@ -14,15 +13,10 @@ import pytest
 
 import gateway.artifacts
 from common import subjects
-from common.artifacts import artifact_name, artifact_uri
-from common.bus import Bus
-from common.object_store import ObjectInfo
-from common.output import OUTPUT_CHUNK_BYTES
+from common.artifacts import artifact_uri
 from tests.gateway_rig import DEADLINE_S, GatewayRig, RunningGateway, gateway_rig
 from tests.nats_server import NatsServer
-
-BODY = random.Random(1).randbytes(3 * OUTPUT_CHUNK_BYTES + 77)
-TEXT = "text/plain; charset=utf-8"
+from tests.stored_artifacts import BODY, LARGE, TEXT, store, store_for
 
 
 @pytest.fixture
@@ -45,30 +39,6 @@ async def http(served: RunningGateway) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 async def session(http: httpx.AsyncClient) -> str:
     return str((await http.post("/v1/sessions")).json()["session"])
-
-
-async def store(bus: Bus, session: str, body: bytes = BODY, stream: str = "stdout", media_type: str = TEXT) -> str:
-    """An artifact as a worker leaves it; its job."""
-    job = subjects.new_job_id()
-    await store_for(bus, session, job, body, stream, media_type)
-    return job
-
-
-async def store_for(bus: Bus, session: str, job: str, body: bytes, stream: str, media_type: str) -> ObjectInfo:
-    writer = bus.write_object(subjects.new_object_id(session, job, stream))
-    # Of different sizes, as a tool's writes are.
-    for start in range(0, len(body), OUTPUT_CHUNK_BYTES - 11):
-        await writer.settle(await writer.put(body[start : start + OUTPUT_CHUNK_BYTES - 11]))
-    info = ObjectInfo(
-        name=artifact_name(session, job, stream),
-        object_id=writer.object_id,
-        size=len(body),
-        sha256=hashlib.sha256(body).hexdigest(),
-        chunks=writer.chunks,
-        media_type=media_type,
-    )
-    await bus.name_object(info)
-    return info
 
 
 def assert_problem(answer: httpx.Response, status: int, type_: str) -> None:
@@ -264,9 +234,6 @@ async def test_closing_a_session_removes_its_artifacts_and_no_others(
 
 
 # --- cut off --------------------------------------------------------------------------------------------------
-
-LARGE = random.Random(2).randbytes(8 * 1024 * 1024)
-"""More than sockets and one read of the store hold, so that a download of it lasts."""
 
 
 async def slow_download(address: str, uri: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -6,13 +6,14 @@ async with connect("http://127.0.0.1:8080", key="development") as session:
 """
 
 from client.dead_letters import DeadLetters, Redriven
-from client.errors import ClientError, ConnectionLost, NoAnswer, ProtocolFault, Refused, Unreachable
+from client.errors import ClientError, ConnectionLost, Damaged, NoAnswer, ProtocolFault, Refused, Unreachable
 from client.event import Event, Job, JobResult, Position
 from client.session import Session, connect
 
 __all__ = [
     "ClientError",
     "ConnectionLost",
+    "Damaged",
     "DeadLetters",
     "Event",
     "Job",

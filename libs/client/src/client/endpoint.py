@@ -24,6 +24,13 @@ def endpoint(url: str) -> str:
     return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, path, parts.query, ""))
 
 
+def http_address(endpoint: str) -> str:
+    """Where the HTTP door of the same gateway is: what the paths of the protocol, `/v1/…`, are appended to."""
+    parts = urlsplit(endpoint)
+    scheme = "https" if parts.scheme == "wss" else "http"
+    return urlunsplit((scheme, parts.netloc, parts.path.removesuffix(DOOR), "", ""))
+
+
 def is_local(url: str) -> bool:
     """Whether the address is this machine: then no proxy of the environment stands between."""
     return (urlsplit(url).hostname or "").startswith(_LOOPBACK)

@@ -5,7 +5,8 @@ ClientError
 │   └── Unreachable     no gateway took the connection
 ├── Refused             the gateway answered with an error; `type` says which (docs/protocol.md, "Errors")
 ├── NoAnswer            the gateway is connected, but its answer did not come in time
-└── ProtocolFault       what came is not the protocol
+├── ProtocolFault       what came is not the protocol
+└── Damaged             what came is not what the gateway had promised
 
 A job that fails is not an exception: its terminal event says how it ended.
 """
@@ -59,6 +60,14 @@ class Refused(ClientError):
         return float(value) if isinstance(value, int | float) else None
 
     @classmethod
+    def from_problem(cls, status: int, body: Any) -> Refused:
+        """From the body of a refused HTTP request, RFC 9457's, where it is one."""
+        facts = dict(body) if isinstance(body, dict) else {}
+        type_ = str(facts.pop("type", "about:blank"))
+        said = facts.pop("detail", None) or facts.get("title") or "the gateway gave no reason"
+        return cls(status, type_, f"HTTP {status}: {said}" if type_ == "about:blank" else str(said), facts)
+
+    @classmethod
     def from_error(cls, error: dict[str, Any]) -> Refused:
         """From the `error` member of a JSON-RPC answer."""
         data = error.get("data")
@@ -79,4 +88,8 @@ class NoAnswer(ClientError):
 
 
 class ProtocolFault(ClientError):
+    pass
+
+
+class Damaged(ClientError):
     pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -55,6 +56,16 @@ class Event:
     def terminal(self) -> bool:
         return self.type == "result"
 
+    @property
+    def output_bytes(self) -> bytes:
+        """What an `output` event carries, in whichever form it came; empty where it only tells of bytes."""
+        if self.type != "output":
+            return b""
+        if "text" in self.data:
+            return str(self.data["text"]).encode()
+        data = self.data.get("data", b"")
+        return data if isinstance(data, bytes) else base64.b64decode(data)
+
     @classmethod
     def from_params(cls, params: dict[str, Any]) -> Self:
         """
@@ -81,6 +92,8 @@ class JobResult:
     """`queue_ms`, `container_ms`, `tool_ms`."""
     ran: dict[str, Any] = field(default_factory=dict)
     """What it ran under: image, runtime, network, limits."""
+    output: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What it wrote: `{<stream>: {size, sha256, artifact?: {uri, media_type, expires_ms}}}`."""
     attempt: int = 0
     seq: int = 0
 
@@ -104,13 +117,14 @@ class JobResult:
             error=data.get("error"),
             timings=data.get("timings") or {},
             ran=data.get("ran") or {},
+            output=data.get("output") or {},
             attempt=event.attempt,
             seq=event.seq,
         )
 
     def as_event(self, session: str) -> Event:
         """The terminal event again, for a reader that it did not reach; its time is now."""
-        facts = {name: getattr(self, name) for name in ("outcome", "result", "error", "timings", "ran")}
+        facts = {name: getattr(self, name) for name in ("outcome", "result", "error", "timings", "ran", "output")}
         data = {name: value for name, value in facts.items() if value}
         return Event(session, self.job, self.seq, self.attempt, "result", time.time_ns() // 1_000_000, data)
 
@@ -143,6 +157,7 @@ class Job:
                 result=answer.get("result"),
                 error=answer.get("error"),
                 timings=answer.get("timings") or {},
+                output=answer.get("output") or {},
                 attempt=answer["attempt"],
                 seq=answer["seq"],
             )

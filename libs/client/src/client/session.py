@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from client.background import background
+from client.collected import Collected
 from client.connection import Dialer, OnEvent
 from client.dead_letters import DeadLetters
 from client.endpoint import endpoint
@@ -18,6 +19,9 @@ from client.link import Link
 from client.reader import Reader
 from client.readers import Readers, Tool
 from client.wire import Protocol, codec
+
+if TYPE_CHECKING:
+    from client.artifact import Artifact
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 DEFAULT_KEY: Final = "development"
@@ -111,6 +115,7 @@ class Session:
         *,
         meta: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
+        artifact: bool = False,
     ) -> AsyncGenerator[Event, None]:
         """Call a tool and yield its events, from `queued` to the terminal one.
 
@@ -119,17 +124,25 @@ class Session:
         Args:
             idempotency_key: Names this call in the session: called again with the same key, server, tool and
                 arguments it is the same job. So it is sent again when its connection died before the answer.
+            artifact: Keep all output as artifacts, whatever its size, and leave it out of the events.
 
         Raises:
             Refused: if the call was not accepted.
             ConnectionLost: with `sent` if the connection died before the answer and nothing tells whether the
                 call was accepted. Without a key it is not sent again then, because it might run twice.
         """
-        params = {"session": self.id, "server": server, "name": tool, "arguments": arguments or {}}
+        params: dict[str, Any] = {
+            "session": self.id,
+            "server": server,
+            "name": tool,
+            "arguments": arguments or {},
+        }
         if meta:
             params["_meta"] = meta
         if idempotency_key is not None:
             params["idempotencyKey"] = idempotency_key
+        if artifact:
+            params["artifact"] = True
         return self._read(partial(self._submit, (server, tool), params))
 
     async def run(
@@ -140,13 +153,20 @@ class Session:
         *,
         meta: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
+        artifact: bool = False,
     ) -> JobResult:
-        """Call a tool and return how it ended. As `call`."""
-        calling = self.call(server, tool, arguments, meta=meta, idempotency_key=idempotency_key)
+        """Call a tool and return how it ended. As `call`.
+
+        An answer that came in pieces is put together up to WHOLE_RESULT_BYTES; of a larger one `result` is a preview,
+        and `artifact()` has the whole.
+        """
+        calling = self.call(server, tool, arguments, meta=meta, idempotency_key=idempotency_key, artifact=artifact)
+        collected = Collected()
         async with aclosing(calling) as events:
             async for event in events:
+                collected.take(event)
                 if event.terminal:
-                    return JobResult.from_event(event)
+                    return collected.result(event)
         raise AssertionError("the events of a call end with its terminal event")
 
     def follow(self, job: str, *, after: Position | None = None) -> AsyncGenerator[Event, None]:
@@ -162,6 +182,23 @@ class Session:
     async def job(self, job: str) -> Job:
         """What is known of a job now."""
         return Job.from_answer(await self._ask("job/get", session=self.id, job=job))
+
+    def artifact(self, job: str, *, stderr: bool = False) -> AbstractAsyncContextManager[Artifact]:
+        """Download a job's artifact: its output, or with `stderr` what it wrote there.
+
+        async with session.artifact(job) as artifact:
+            async for piece in artifact:
+                file.write(piece)
+
+        Raises:
+            Refused: if there is none (`unknown_artifact`), or none any more.
+            ConnectionLost: if no gateway goes on with it within `reconnect_s`.
+            Damaged: at its end, if it is not what the gateway had announced.
+        """
+        from client.artifact import open_artifact  # its HTTP client takes longer to import than all the rest
+
+        path = f"/v1/sessions/{self.id}/artifacts/{job}{'/stderr' if stderr else ''}"
+        return open_artifact(self._dialer.urls, self._dialer.key, path, self._reconnect_s)
 
     async def cancel(self, job: str) -> str:
         """Stop a job, running or not. Returns its state: `result` if it has ended already.

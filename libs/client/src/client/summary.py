@@ -35,7 +35,7 @@ def summary(event: Event) -> str:
             total = f"/{data['total']:g}" if data.get("total") else ""
             said = f"{data.get('progress', 0):g}{total} {data.get('message') or ''}"
         case "output":
-            said = f"{data.get('stream')}: {str(data.get('text', '')).rstrip()}"
+            said = f"{data.get('stream')}: {_output(event)}"
         case "retrying":
             said = f"attempt {event.attempt} failed, the next one follows: {(data.get('error') or {}).get('message')}"
         case "cancelling":
@@ -45,6 +45,13 @@ def summary(event: Event) -> str:
             why = (result.error or {}).get("message") or " ".join(blocks(result.result))
             said = f"{result.outcome}: {why}" if why else result.outcome
     return shorten(said)
+
+
+def _output(event: Event) -> str:
+    if "text" in event.data:
+        return str(event.data["text"]).rstrip()
+    size = event.data.get("size") or len(event.output_bytes)
+    return f"[{size:,} bytes{', which the store has dropped' if event.data.get('lost') else ''}]"
 
 
 def shorten(text: str, chars: int = LINE_CHARS) -> str:

@@ -21,14 +21,16 @@ class _Batch:
 
 class BatchReader:
     """One connection's batches, all over one subscription: one of its own for each would cost two more messages and a
-    task."""
+    task. `open()` comes first."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._inbox = client.new_inbox()
         self._under_way: dict[str, _Batch] = {}
         self._count = 0
-        self._subscribed = False
+
+    async def open(self) -> None:
+        await self._client.subscribe(f"{self._inbox}.*", cb=self._on_message)
 
     async def read(
         self, subject: str, request: dict[str, Any], timeout_s: float
@@ -39,9 +41,6 @@ class BatchReader:
             TimeoutError: if the end does not come in time.
             nats.errors.Error: if the request cannot be sent.
         """
-        if not self._subscribed:
-            self._subscribed = True
-            await self._client.subscribe(f"{self._inbox}.*", cb=self._on_message)
         self._count += 1
         token = str(self._count)
         batch = self._under_way[token] = _Batch(asyncio.get_running_loop().create_future())

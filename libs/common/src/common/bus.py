@@ -244,6 +244,7 @@ async def connect(settings: BusSettings, name: str) -> AsyncIterator[Bus]:
         publisher = Publisher(client)
         await publisher.open()
         bus = Bus(client, publisher, settings)
+        await bus.open()
         await _ensure_when_ready(bus)
         yield bus
     finally:

@@ -78,6 +78,10 @@ class NatsConnection:
         self._reads: JetStreamContext = client.jetstream(timeout=READ_TRY_S)
         self._batches = BatchReader(client)
 
+    async def open(self) -> None:
+        """Comes first, once."""
+        await self._batches.open()
+
     @property
     def connected(self) -> bool:
         return bool(self.client.is_connected)

@@ -213,14 +213,14 @@ class GatewayRig:
         await self.bus.client.subscribe(subjects.micro_stats("worker"), cb=answer)
         await settled(self.bus)
 
-    async def add_event(self, session: str, job: str, type_: str = "output", **data: Any) -> int:
+    async def add_event(self, session: str, job: str, type_: str = "output", attempt: int = 1, **data: Any) -> int:
         """Store an event as a worker would; its number."""
         last = await self.bus.last_event(session, job)
         event = Event.model_validate(
             {
                 "job": job,
                 "session": session,
-                "attempt": 1,
+                "attempt": attempt,
                 "type": type_,
                 "time_ms": now_ms(),
                 "data": data,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
@@ -75,6 +76,31 @@ async def test_the_command_line_calls_a_tool_and_shows_servers_tools_and_workers
     assert (code, "convert_time" in output) == (0, True), output
     code, output = await run("client", "ps", **at)
     assert (code, "time" in output, "w-" in output) == (0, True, True), output
+
+
+async def test_output_of_any_size_is_saved_by_the_call_or_later(
+    gateway: tuple[Cluster, Service], tmp_path: Path
+) -> None:
+    """Byte for byte, and stderr apart from it."""
+    cluster, service = gateway
+    await cluster.start_worker()
+    at = {"ORCHESTRATOR_URL": service.url, "NO_COLOR": "1", "COLUMNS": "200"}
+    wanted = b"".join(b"%d\n" % number for number in range(1, 2_000_001))
+    now, later = tmp_path / "now", tmp_path / "later"
+    write = "command=seq 2000000; printf oh >&2"
+
+    code, output = await run("client", "call", "exec", "run", write, "--save", str(now), **at)
+    assert code == 0, output
+    assert now.read_bytes() == wanted
+
+    code, session = await run("client", "open", **at)
+    code, output = await run("client", "call", "exec", "run", write, "--session", session.strip(), **at)
+    assert code == 0, output[-500:]
+    [uri] = re.findall(r"stdout is kept as (/v1/sessions/\S+)", output)
+    command = ("client", "artifact", session.strip(), uri.rpartition("/")[2])
+    code, output = await run(*command, "--save", str(later), **at)
+    assert code == 0, output
+    assert later.read_bytes() == wanted
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,18 @@ def test_the_first_attempt_begins_nothing_anew() -> None:
 
 
 @pytest.mark.parametrize(
+    "event_", [event("retrying", error={}), event("started", discard=True), event("output", 2)], ids=lambda e: e.type
+)
+def test_each_of_three_signs_alone_begins_anew(event_: Event) -> None:
+    """A reader may have missed the others."""
+    attempts = Attempts()
+    attempts.begins_anew(event("started"))
+
+    assert attempts.begins_anew(event_)
+    assert not attempts.begins_anew(event("output", event_.attempt))
+
+
+@pytest.mark.parametrize(
     ("data", "wanted"),
     [
         ({"text": "é"}, "é".encode()),

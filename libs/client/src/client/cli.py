@@ -12,14 +12,14 @@ from typing import Annotated, Any
 
 import typer
 
-from client import dead_letter_commands, foreground, tables
-from client.arguments import parse
+from client import dead_letter_commands, foreground, saving, tables
+from client.arguments import BadArgument, parse
 from client.command import NOT_SUCCEEDED, SUCCEEDED, connected, run, show
 from client.event import Position
-from client.options import AsJson, JobId, Key, ServerName, SessionId, Url, check_position
+from client.options import AsJson, Force, JobId, Key, Save, ServerName, SessionId, Url, check_position
 from client.session import DEFAULT_KEY, DEFAULT_URL, Session, connect
 from client.summary import summary
-from client.terminal import console
+from client.terminal import complain, console
 
 app = typer.Typer(
     help="Call tools and look after jobs of an MCP Orchestrator.",
@@ -48,6 +48,8 @@ def call(
             "--idempotency-key", metavar="TEXT", help="The same key in the same session is the same job: for retries."
         ),
     ] = "",
+    save: Save = "",
+    force: Force = False,
     url: Url = DEFAULT_URL,
     key: Key = DEFAULT_KEY,
     as_json: AsJson = False,
@@ -55,16 +57,31 @@ def call(
     """Call a tool; its output streams. Ctrl-C cancels the job.
 
     Without --session the call gets a session of its own, which ends with it: files and containers are gone then.
+    With --save the output, of any size, goes into a file instead of onto the terminal.
     """
 
     async def main() -> int:
+        target = saving.target(save, force=force) if save else None
+        if save == saving.STDOUT and as_json:
+            raise BadArgument("--save - and --json would both write to stdout")
         async with connected(url, key, session or None) as opened:
             arguments = parse([], args, {})
             if pairs:
                 arguments = parse(pairs, args, await _schema(opened, server, tool))
             result = await foreground.call(
-                opened, server, tool, arguments, as_json=as_json, idempotency_key=idempotency_key or None
+                opened,
+                server,
+                tool,
+                arguments,
+                as_json=as_json,
+                idempotency_key=idempotency_key or None,
+                artifact=bool(save),
             )
+            if target is not None:
+                if not await saving.save_output(opened, result, target):
+                    return NOT_SUCCEEDED
+            elif not session and saving.offered(result) and not as_json:
+                complain("that ends with the call's session: --save FILE keeps the output, --session ID keeps both")
         return SUCCEEDED if result.succeeded else NOT_SUCCEEDED
 
     run(main())
@@ -186,6 +203,27 @@ def cancel(session: SessionId, job: JobId, url: Url = DEFAULT_URL, key: Key = DE
                 async for event in events:
                     if event.terminal:
                         print(summary(event))
+        return SUCCEEDED
+
+    run(main())
+
+
+@app.command()
+def artifact(
+    session: SessionId,
+    job: JobId,
+    stderr: Annotated[bool, typer.Option("--stderr", help="What the job wrote to stderr.")] = False,
+    save: Save = "-",
+    force: Force = False,
+    url: Url = DEFAULT_URL,
+    key: Key = DEFAULT_KEY,
+) -> None:
+    """Download what a job wrote: its output, or its stderr; to stdout unless --save names a file."""
+
+    async def main() -> int:
+        target = saving.target(save, force=force)
+        async with connected(url, key, session) as opened:
+            await saving.save(opened, job, target, stderr=stderr)
         return SUCCEEDED
 
     run(main())

@@ -22,17 +22,19 @@ async def call(
     *,
     as_json: bool,
     idempotency_key: str | None = None,
+    artifact: bool = False,
 ) -> JobResult:
     """Call a tool and show its events. Returns how the job ended.
 
-    The first Ctrl-C cancels the job, and what comes until its end is still shown.
+    The first Ctrl-C cancels the job, and what comes until its end is still shown. With `artifact` its output is left
+    to be downloaded.
     """
-    with call_view(f"{server} {tool}", as_json=as_json) as view:
-        calling = session.call(server, tool, arguments, idempotency_key=idempotency_key)
+    with call_view(f"{server} {tool}", as_json=as_json, quiet=artifact) as view:
+        calling = session.call(server, tool, arguments, idempotency_key=idempotency_key, artifact=artifact)
         async with background() as group, aclosing(calling) as events:
             async for event in events:
                 if event.type == "queued":
-                    group.create_task(_cancel_after(_interrupt(), session, event.job))
+                    group.create_task(_cancel_after(_Interrupt(), session, event.job))
                 view.show(event)
                 if event.terminal:
                     return JobResult.from_event(event)
@@ -50,24 +52,29 @@ async def follow(session: Session, job: str, after: Position, *, as_json: bool) 
     raise AssertionError("the events of a job end with its terminal event")
 
 
-def _interrupt() -> asyncio.Future[None]:
-    """What the next Ctrl-C resolves, in place of its usual effect. The one after that has it again."""
-    loop = asyncio.get_running_loop()
-    interrupted: asyncio.Future[None] = loop.create_future()
-    usual = signal.getsignal(signal.SIGINT)
+class _Interrupt:
+    """Takes the next Ctrl-C in place of its usual effect. The one after that has it again."""
 
-    def on_interrupt() -> None:
-        loop.remove_signal_handler(signal.SIGINT)
-        signal.signal(signal.SIGINT, usual)
-        if not interrupted.done():
-            interrupted.set_result(None)
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._usual = signal.getsignal(signal.SIGINT)
+        self.came = asyncio.Event()
+        self._loop.add_signal_handler(signal.SIGINT, self._on_interrupt)
 
-    loop.add_signal_handler(signal.SIGINT, on_interrupt)
-    return interrupted
+    def _on_interrupt(self) -> None:
+        self.restore()
+        self.came.set()
+
+    def restore(self) -> None:
+        if self._loop.remove_signal_handler(signal.SIGINT):
+            signal.signal(signal.SIGINT, self._usual)
 
 
-async def _cancel_after(interrupted: asyncio.Future[None], session: Session, job: str) -> None:
-    await interrupted
+async def _cancel_after(interrupt: _Interrupt, session: Session, job: str) -> None:
+    try:
+        await interrupt.came.wait()
+    finally:
+        interrupt.restore()  # the call is over: what follows it may be interrupted as everything else
     complain("cancelling; Ctrl-C again leaves without waiting for the end")
     try:
         await session.cancel(job)

@@ -34,6 +34,8 @@ Url = Annotated[
 ]
 Key = Annotated[str, typer.Option("--key", envvar="ORCHESTRATOR_API_KEY", show_envvar=True, help="The API key.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Save = Annotated[str, typer.Option("--save", metavar="FILE", help="Save the output in this file; - is stdout.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file that --save names, if there is one.")]
 ServerName = Annotated[str, typer.Argument(metavar="SERVER")]
 SessionId = Annotated[str, typer.Argument(metavar="SESSION")]
 JobId = Annotated[str, typer.Argument(metavar="JOB")]

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from client.collected import RESULT, Attempts, Collected
 from client.event import Event, JobResult
 from client.summary import blocks, ending, shorten, summary
 
@@ -41,9 +42,12 @@ class CallView:
     a line at the bottom says what goes on; it is gone when the call has ended.
     """
 
-    def __init__(self, name: str, as_json: bool) -> None:
+    def __init__(self, name: str, as_json: bool, quiet: bool) -> None:
         self._name = name
         self._as_json = as_json
+        self._quiet = quiet
+        self._attempts = Attempts()
+        self._collected = Collected()
         self._started = False
         self._streamed = False
         self._progress = Progress(
@@ -69,6 +73,11 @@ class CallView:
         if self._as_json:
             print_json(asdict(event))
             return
+        self._collected.take(event)
+        if self._attempts.begins_anew(event) and self._streamed:
+            self._streamed = False
+            said = "begins anew" if event.attempt > 1 and event.type != "retrying" else "is over"
+            self._tell(f"attempt {event.attempt} {said}: the output before this line is void")
         match event.type:
             case "queued":
                 self._say(f"{self._name} {event.type}")
@@ -80,18 +89,21 @@ class CallView:
             case "progress":
                 self._show_progress(event.data)
             case "output":
-                self._show_output(event.data)
+                self._show_output(event)
             case "retrying":
-                print(f"{self._name}: {summary(event)}", file=sys.stderr, flush=True)
+                self._tell(summary(event))
             case "cancelling":
                 self._say(f"{self._name} {event.type}")
             case "result":
-                self._show_result(JobResult.from_event(event))
+                self._show_result(self._collected.result(event))
 
     def _say(self, text: str, **fields: Any) -> None:
         if self._visible:
             self._progress.update(self._task, description=text, **fields)
             self._progress.start()
+
+    def _tell(self, text: str) -> None:
+        print(f"{self._name}: {text}", file=sys.stderr, flush=True)
 
     def _show_progress(self, data: dict[str, Any]) -> None:
         done, total = data.get("progress", 0), data.get("total")
@@ -100,7 +112,7 @@ class CallView:
         if self._visible:
             self._say(shorten(said or self._name, 40), completed=done, total=total, count=count)
         else:
-            print(f"{self._name}: {count} {said}".rstrip(), file=sys.stderr, flush=True)
+            self._tell(f"{count} {said}".rstrip())
 
     def _show_position(self, data: dict[str, Any]) -> None:
         """How far the call has come in its queue; a report that the start has overtaken says nothing any more."""
@@ -110,30 +122,47 @@ class CallView:
         if self._visible:
             self._say(shorten(said, 40))  # no bar: that is the tool's own
         else:
-            print(f"{self._name}: {said}", file=sys.stderr, flush=True)
+            self._tell(said)
 
-    def _show_output(self, data: dict[str, Any]) -> None:
-        self.close()
-        self._streamed = True
-        stream = sys.stderr if data.get("stream") == "stderr" else sys.stdout
-        stream.write(str(data.get("text", "")))
-        stream.flush()
+    def _show_output(self, event: Event) -> None:
+        data = event.data
+        if data.get("lost"):
+            self._tell(f"{data['size']:,} bytes of {data['stream']} are missing here: the store has dropped them")
+        elif "size" in data or data.get("stream") == RESULT:  # kept for a download, or collected until it is whole
+            written = data.get("offset", 0) + (data.get("size") or len(event.output_bytes))
+            self._say(f"{self._name}: {written:,} bytes")
+        else:
+            self.close()
+            self._streamed = True
+            stream = sys.stderr if data.get("stream") == "stderr" else sys.stdout
+            if "text" in data:
+                stream.write(data["text"])
+            else:
+                stream.flush()
+                stream.buffer.write(event.output_bytes)
+            stream.flush()
 
     def _show_result(self, result: JobResult) -> None:
         self.close()
-        # An answer after streamed output only repeats its end.
-        if not self._streamed:
+        # An answer after streamed output only repeats its end, and so does one whose output is downloaded next.
+        if not self._streamed and not (self._quiet and result.succeeded):
             for block in blocks(result.result):
                 if block:
                     print(block, file=sys.stdout if result.succeeded else sys.stderr, flush=True)
+        for name, told in result.output.items():
+            if artifact := told.get("artifact"):
+                self._tell(f"{name} is kept as {artifact['uri']} ({told['size']:,} bytes)")
         if not result.succeeded:
             complain(f"{self._name} {ending(result)}")
 
 
 @contextmanager
-def call_view(name: str, *, as_json: bool) -> Iterator[CallView]:
-    """A view of the call of `name`; with `as_json` each event is one line of JSON on stdout instead."""
-    view = CallView(name, as_json)
+def call_view(name: str, *, as_json: bool, quiet: bool = False) -> Iterator[CallView]:
+    """A view of the call of `name`; with `as_json` each event is one line of JSON on stdout instead.
+
+    With `quiet` an answer is shown only if it is an error.
+    """
+    view = CallView(name, as_json, quiet)
     try:
         yield view
     finally:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -26,11 +25,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, get_args
 
-import aiohttp
 import uvloop
-from aiodocker import Docker
 from aiodocker.stream import Stream
 
+from benchmarks.engine import open_docker
 from client import JobResult, Session, connect
 from common.settings import DurabilityLevel
 from standalone.settings import StandaloneSettings
@@ -88,15 +86,12 @@ class Direct:
 
 
 @asynccontextmanager
-async def attached(docker_host: str, container: str) -> AsyncIterator[Direct]:
-    connector = aiohttp.UnixConnector(docker_host.removeprefix("unix://"), limit=0)
-    docker = Docker(url="unix://localhost", connector=connector, api_version="v1.41")
-    try:
-        async with docker.containers.container(container).attach(stdin=True, stdout=True, stderr=True) as stream:
-            yield Direct(stream)
-    finally:
-        await docker.close()
-        await connector.close()
+async def attached(container: str) -> AsyncIterator[Direct]:
+    async with (
+        open_docker() as docker,
+        docker.containers.container(container).attach(stdin=True, stdout=True, stderr=True) as stream,
+    ):
+        yield Direct(stream)
 
 
 async def measured(session: Session, server: str) -> tuple[float, JobResult]:
@@ -138,7 +133,6 @@ async def refilled(session: Session) -> None:
 
 
 async def measure(calls: int, acquires: int, colds: int, durability: DurabilityLevel) -> dict[str, Any]:
-    docker_host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     with tempfile.TemporaryDirectory(prefix="orchestrator-bench-") as folder:
         servers_file = Path(folder) / "servers.yaml"
         servers_file.write_text(CATALOG)
@@ -151,7 +145,7 @@ async def measure(calls: int, acquires: int, colds: int, durability: DurabilityL
         )
         async with run_stack(settings) as stack, connect(stack.url) as session:
             direct_ms, gateway_ms = [], []
-            async with attached(docker_host, await container_of(session, "warm")) as direct:
+            async with attached(await container_of(session, "warm")) as direct:
                 for number in range(WARM_UP + calls):
                     begun = perf_counter()
                     await direct.call()

@@ -38,7 +38,7 @@ class Stack:
     """Of the gateway."""
     nats_url: str
     pids: list[int]
-    """Of all child processes; each leads a session of its own."""
+    """Of all child processes: nats-server, the gateway, the workers. Each leads a session of its own."""
 
 
 @asynccontextmanager

@@ -171,11 +171,14 @@ class HintedServer:
         self.image_digest = "sha256:0"
         self.engine_id = ENGINE
 
-    def repeatable(self, tool: str) -> bool:
-        return repeatable(tool)
+    def executor_of(self, job: Job) -> HeldExecutor:
+        return self.executor
 
-    def read_only(self, tool: str) -> bool:
-        return read_only(tool)
+    def repeatable(self, job: Job) -> bool:
+        return repeatable(job.tool)
+
+    def read_only(self, job: Job) -> bool:
+        return read_only(job.tool)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ ServiceError
 │   ├── UnknownJob
 │   ├── UnknownArtifact         also one that expired
 │   ├── PayloadTooLarge
+│   ├── FilesUnsupported        the server's containers are no session's
 │   ├── UnknownDeadLetter       also another tenant's
 │   ├── DeadLetterUnreadable    no job can be made of it
 │   ├── IdempotencyKeyReused    the key stands for another request
@@ -184,6 +185,20 @@ class PayloadTooLarge(CallerError):
 
     def __init__(self, size: int, limit: int) -> None:
         super().__init__(f"{size} bytes exceed the limit of {limit} bytes", size=size, limit=limit)
+
+
+class FilesUnsupported(CallerError):
+    type = "files_unsupported"
+    code = 409
+    status = 409
+
+    def __init__(self, server: str, scope: str) -> None:
+        super().__init__(
+            f"server {server!r} has scope {scope!r}, so its containers keep no files of a session;"
+            " only servers of scope 'session' have a files directory",
+            server=server,
+            scope=scope,
+        )
 
 
 class IdempotencyKeyReused(CallerError):

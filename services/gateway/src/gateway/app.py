@@ -19,6 +19,8 @@ from gateway.authentication import Authentication, Keys
 from gateway.catalog_view import CatalogView
 from gateway.connections import Connections
 from gateway.dead_letters import DeadLetters
+from gateway.file_door import FileDoor
+from gateway.files import Files
 from gateway.health import Health
 from gateway.http import HttpDoor
 from gateway.jobs import Jobs
@@ -53,15 +55,15 @@ class Gateway:
         self.failure: Exception | None = None
         """What ended the background work, if it did not end by being stopped; `failed` is set then."""
         self.sessions = Sessions(self.store)
+        admission = Admission(self.store, settings)
+        jobs = Jobs(self.store, self.catalog, admission, self.positions, settings.job_timeout_ms)
+        self.files = Files(
+            self.store, self.catalog, admission, jobs, settings.job_timeout_ms, settings.max_upload_bytes
+        )
         self.methods = Methods(
             self.sessions,
-            Jobs(
-                self.store,
-                self.catalog,
-                Admission(self.store, settings),
-                self.positions,
-                settings.job_timeout_ms,
-            ),
+            jobs,
+            self.files,
             DeadLetters(self.store, self.catalog, self.sessions, settings.job_timeout_ms, settings.operators),
             self.catalog,
             Status(self.store, self.catalog, self.connections),
@@ -113,6 +115,7 @@ def create_app(settings: GatewaySettings) -> Starlette:
         WebSocketRoute("/ws", WebSocketDoor(settings, store, methods, connections)),
         *HttpDoor(settings, store, methods, connections).routes(),
         *ArtifactDoor(store, gateway.sessions, connections).routes(),
+        *FileDoor(gateway.sessions, gateway.files).routes(),
     ]
     app = Starlette(
         lifespan=lifespan,

@@ -93,10 +93,7 @@ class Jobs:
             heartbeat_ms=spec.heartbeat_ms(tool),
             artifact=artifact,
         )
-        size = _size(job)
-        limit = bus.max_payload - MESSAGE_HEADERS_BYTES
-        if size > limit:
-            raise PayloadTooLarge(size, limit)
+        size = _fitting_size(bus, job)
         if size > CHECKED_IN_PLACE_BYTES:
             await asyncio.to_thread(tools.check, tool, arguments)
         else:
@@ -105,6 +102,15 @@ class Jobs:
             return await self._call_once(bus, job, idempotency_key, traceparent, size)
         async with self._admission.place(session):
             return await self._enqueue(bus, job, traceparent, size)
+
+    async def submit(self, job: Job) -> dict[str, Any]:
+        """Accept a job that the caller has checked, and has a place for.
+
+        Raises:
+            PayloadTooLarge, QueueFull, StoreUnavailable: as `call()`.
+        """
+        bus = self._store.bus
+        return await self._enqueue(bus, job, None, _fitting_size(bus, job))
 
     async def _call_once(self, bus: Bus, job: Job, key: str, traceparent: str | None, size: int) -> dict[str, Any]:
         """Accept a job unless the key stands for one that was."""
@@ -212,6 +218,18 @@ def _is_whole(queued: StoredEvent, job: Job) -> bool:
     """Is the job of this event in the queue for sure, or was? One so young may be half accepted, by a gateway that
     died: it is stored once more then, and the store keeps one of it."""
     return job.created_ms - queued.event.time_ms > HALF_ACCEPTED_MS
+
+
+def _fitting_size(bus: Bus, job: Job) -> int:
+    """Bytes of the job's message.
+
+    Raises:
+        PayloadTooLarge: if the store does not take it.
+    """
+    size, limit = _size(job), bus.max_payload - MESSAGE_HEADERS_BYTES
+    if size > limit:
+        raise PayloadTooLarge(size, limit)
+    return size
 
 
 def _size(job: Job) -> int:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Base64Bytes,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from common import subjects
 from common.errors import InvalidParams, UnknownMethod
 from gateway.catalog_view import CatalogView
 from gateway.dead_letters import DEFAULT_PAGE, MAX_PAGE, DeadLetters
+from gateway.files import Files
 from gateway.jobs import Jobs
 from gateway.sessions import Position, Sessions
 from gateway.status import Status
@@ -97,6 +107,33 @@ class JobParams(_Params):
     job: Token
 
 
+class FolderParams(_Params):
+    session: Token
+    server: ServerName
+    path: str | None = None
+
+
+class FileParams(_Params):
+    session: Token
+    server: ServerName
+    path: str
+
+
+class GetFileParams(FileParams):
+    artifact: bool = False
+
+
+class PutFileParams(FileParams):
+    text: str | None = None
+    data: Base64Bytes | None = None
+
+    @model_validator(mode="after")
+    def _one_content(self) -> Self:
+        if (self.text is None) == (self.data is None):
+            raise PydanticCustomError("content", "give the content as text, or as data (base64)")
+        return self
+
+
 class LettersParams(_Params):
     server: Token | None = None
     before: LetterId | None = None
@@ -124,10 +161,11 @@ class Methods:
     """Every method of `METHODS`; `call()` is the way in."""
 
     def __init__(
-        self, sessions: Sessions, jobs: Jobs, letters: DeadLetters, catalog: CatalogView, status: Status
+        self, sessions: Sessions, jobs: Jobs, files: Files, letters: DeadLetters, catalog: CatalogView, status: Status
     ) -> None:
         self._sessions = sessions
         self._jobs = jobs
+        self._files = files
         self._letters = letters
         self._catalog = catalog
         self._status = status
@@ -190,6 +228,20 @@ class Methods:
         await self._sessions.require(caller.tenant, params.session)
         return await self._jobs.cancel(params.session, params.job)
 
+    async def _put_file(self, caller: Caller, params: PutFileParams) -> Result:
+        await self._sessions.require(caller.tenant, params.session)
+        whole = params.text.encode("utf-8", "replace") if params.text is not None else params.data or b""
+        return await self._files.put(caller.tenant, params.session, params.server, params.path, _pieces(whole))
+
+    async def _get_file(self, caller: Caller, params: GetFileParams) -> Result:
+        await self._sessions.require(caller.tenant, params.session)
+        where = (params.session, params.server, params.path)
+        return await self._files.get(caller.tenant, *where, artifact=params.artifact)
+
+    async def _list_files(self, caller: Caller, params: FolderParams) -> Result:
+        await self._sessions.require(caller.tenant, params.session)
+        return await self._files.list(caller.tenant, params.session, params.server, params.path)
+
     async def _list_letters(self, caller: Caller, params: LettersParams) -> Result:
         return await self._letters.list(caller.tenant, server=params.server, before=params.before, limit=params.limit)
 
@@ -219,6 +271,9 @@ METHODS: Final[dict[str, tuple[type[_Params], Callable[[Methods, Caller, Any], A
     "tools/call": (CallParams, Methods._call_tool),
     "job/get": (JobParams, Methods._get_job),
     "job/cancel": (JobParams, Methods._cancel_job),
+    "files/put": (PutFileParams, Methods._put_file),
+    "files/get": (GetFileParams, Methods._get_file),
+    "files/list": (FolderParams, Methods._list_files),
     "dead_letters/list": (LettersParams, Methods._list_letters),
     "dead_letters/show": (LetterParams, Methods._show_letter),
     "dead_letters/redrive": (LetterParams, Methods._redrive_letter),
@@ -243,3 +298,7 @@ def validated(model: type[P], params: Params, *, as_text: bool = False) -> P:
 
 def _path(location: tuple[int | str, ...]) -> str:
     return "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part[:100]}" for part in location)
+
+
+async def _pieces(whole: bytes) -> AsyncGenerator[bytes]:
+    yield whole

@@ -42,6 +42,8 @@ class GatewaySettings(BusSettings):
     """Start-to-close of a job whose server and tool set none."""
     max_request_bytes: int = Field(default=1_000_000, ge=1_024, le=16_000_000)
     """Size of one frame or body; a frame above four times that ends its connection."""
+    max_upload_bytes: int = Field(default=64 * 1024**2, ge=1_024)
+    """Size of one file on its way to a container."""
     max_sessions_per_connection: int = Field(default=16, ge=1, le=1_000)
     """Sessions whose events one WebSocket carries."""
     max_requests_per_connection: int = Field(default=64, ge=1, le=10_000)

@@ -21,7 +21,7 @@ from common.schema import Job
 from worker.artifacts import discard_output, keep_output, with_links
 from worker.engine import UNPRIVILEGED
 from worker.errors import EngineUnavailable, HeartbeatTimeout, JobTimeout, ResultTooLarge, ServerGone
-from worker.executors.contract import Call, Executor
+from worker.executors.contract import Beginner, Call
 from worker.grip import ContainerSource, Grip
 from worker.journal import Journal
 from worker.outbox import Outbox
@@ -38,14 +38,15 @@ class ServerContext(Protocol):
     """What an attempt needs to know of the job's server."""
 
     spec: ServerSpec
-    executor: Executor
     image_digest: str
     engine_id: str
     """Both empty while no container of the server has worked."""
 
-    def repeatable(self, tool: str) -> bool: ...
+    def executor_of(self, job: Job) -> Beginner: ...
 
-    def read_only(self, tool: str) -> bool: ...
+    def repeatable(self, job: Job) -> bool: ...
+
+    def read_only(self, job: Job) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class Attempt:
         end: Ending | Failed | None = None
         async with asyncio.TaskGroup() as tasks:
             pump = tasks.create_task(outbox.pump())
-            if not server.read_only(self._job.tool):
+            if not server.read_only(self._job):
                 await outbox.started_settled.wait()
             if not pump.done():
                 end = await self._answer(server, grip, outbox, pump)
@@ -186,13 +187,13 @@ class Attempt:
     ) -> Call:
         for _ in range(BEGIN_TRIES - 1):
             try:
-                return await server.executor.begin(grip.take(), self._job, outbox)
+                return await server.executor_of(self._job).begin(grip.take(), self._job, outbox)
             except ServerGone:
                 # Stored before the call: where this worker is lost, the call is found and ended by it.
                 await outbox.started_elsewhere(self._started(await grip.exchange(), server))
                 if pump.done():
                     raise  # the job is another worker's
-        return await server.executor.begin(grip.take(), self._job, outbox)
+        return await server.executor_of(self._job).begin(grip.take(), self._job, outbox)
 
     async def _wait(self, call: Call, outbox: Outbox, pump: asyncio.Task[Fenced | None]) -> Ending | None:
         """None when the call has ended; else why it has to be stopped."""
@@ -220,7 +221,7 @@ class Attempt:
         failure = call.answer.exception()
         if isinstance(failure, ServerGone):
             failure = await grip.post_mortem(failure)
-            if server.repeatable(self._job.tool):
+            if server.repeatable(self._job):
                 return Failed(failure)
         if isinstance(failure, JobError):
             return Ending.of(failure)

@@ -121,7 +121,7 @@ class Runner:
     async def _decide(self, job: Job, server: ServerContext) -> Step:
         return decide(
             await self._past(job),
-            repeatable=server.repeatable(job.tool),
+            repeatable=server.repeatable(job),
             now_ms=now_ms(),
             ack_wait_ms=int(self._bus.ack_wait_s * 1000),
         )

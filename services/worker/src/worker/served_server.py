@@ -17,12 +17,12 @@ from common.consumer import Delivery, JobConsumer
 from common.errors import StoreUnavailable
 from common.job_errors import JobError
 from common.log import get
-from common.schema import ToolListing, now_ms
+from common.schema import Job, ToolListing, now_ms
 from worker.boot_gate import BootGate
 from worker.container import ToolContainer, container_spec
 from worker.engine import ContainerEngine
 from worker.errors import ContainerStartFailed, PoolExhausted, ServerGone
-from worker.executors.contract import Executor
+from worker.executors.contract import Beginner, Executor
 from worker.executors.exec import IDLE_COMMAND, ExecExecutor
 from worker.executors.mcp import McpExecutor
 from worker.heartbeat import Heartbeat
@@ -109,12 +109,19 @@ class ServedServer:
 
     # --- jobs -----------------------------------------------------------------------------------------
 
-    def repeatable(self, tool: str) -> bool:
-        """May a second attempt of it run?"""
-        return self.read_only(tool) or self.spec.idempotent(tool, self._annotations(tool))
+    def executor_of(self, job: Job) -> Beginner:
+        return self._files if job.kind == "files" else self.executor
 
-    def read_only(self, tool: str) -> bool:
-        return self.spec.read_only(tool, self._annotations(tool))
+    def repeatable(self, job: Job) -> bool:
+        """May a second attempt of it run?"""
+        if job.kind == "files":
+            return True  # the same file put twice is the same file
+        return self.read_only(job) or self.spec.idempotent(job.tool, self._annotations(job.tool))
+
+    def read_only(self, job: Job) -> bool:
+        if job.kind == "files":
+            return job.tool != "put"
+        return self.spec.read_only(job.tool, self._annotations(job.tool))
 
     def _annotations(self, tool: str) -> dict[str, Any]:
         annotations = self._tools.get(tool, {}).get("annotations")

@@ -34,7 +34,16 @@ class Call(Protocol):
         """
 
 
-class Executor(Protocol):
+class Beginner(Protocol):
+    async def begin(self, container: ToolContainer, job: Job, outbox: Outbox) -> Call:
+        """Put the job to the container. Returns when it was handed over.
+
+        Raises:
+            ServerGone: if it could not be handed over; nothing of it ran then.
+        """
+
+
+class Executor(Beginner, Protocol):
     async def prepare(self, container: ToolContainer) -> None:
         """Make a started container ready for calls. The caller sets the deadline.
 
@@ -44,13 +53,6 @@ class Executor(Protocol):
 
     async def offer(self, container: ToolContainer) -> Offer:
         """Ask a ready container what it offers."""
-
-    async def begin(self, container: ToolContainer, job: Job, outbox: Outbox) -> Call:
-        """Put the job to the container. Returns when it was handed over.
-
-        Raises:
-            ServerGone: if it could not be handed over; nothing of it ran then.
-        """
 
     async def probe(self, container: ToolContainer) -> None:
         """Is an idle container well? The caller sets the deadline.

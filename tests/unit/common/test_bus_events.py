@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from common import subjects
+from common.allowance import Allowance
 from common.bus import Bus
-from common.errors import Fenced, PayloadTooLarge
+from common.errors import Fenced, PayloadTooLarge, StoreUnavailable
 from common.feed import StoredEvent
 from common.nats_connection import REPLAY_BATCH, REPLAY_BATCH_BYTES
 from common.streams import SESSIONS
-from tests.unit.common.bus_rig import SESSION, counted, make_event, store_events
+from tests.unit.common.bus_rig import SESSION, be_impatient, counted, make_event, store_events, store_paused
 
 
 async def replayed(bus: Bus, session: str = SESSION, after: int = 0) -> list[StoredEvent]:
@@ -138,6 +139,16 @@ async def test_events_as_large_as_a_page_are_replayed_too(bus: Bus) -> None:
         last = await bus.publish_event(make_event(text="x" * size), expected=last)
 
     assert [len(stored.event.data["text"]) for stored in await replayed(bus)] == sizes
+
+
+async def test_a_page_that_does_not_come_holds_nothing(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The room that was set aside for it is given back, for whoever waits for it."""
+    be_impatient(monkeypatch, 0.2)
+    await store_events(bus, 1)
+    with Allowance().share() as share:
+        with store_paused(), pytest.raises(StoreUnavailable):
+            await anext(bus.replay_session(SESSION, 0, share=share))
+        assert share.held == 0
 
 
 async def test_a_stored_event_that_cannot_be_read_is_skipped_and_counted(bus: Bus) -> None:

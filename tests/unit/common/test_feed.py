@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 import pytest
 from nats.aio.msg import Msg
+from nats.errors import SlowConsumerError
 
 import common.event_log
 import common.feed
 from common import subjects
+from common.allowance import Allowance, Share
 from common.bus import Bus
 from common.feed import BUFFERED_EVENTS, SessionFeed, StoredEvent
 from tests.nats_server import NatsServer
@@ -44,9 +46,38 @@ class Reader:
 
 
 @asynccontextmanager
-async def reading(bus: Bus, after: int = 0) -> AsyncIterator[Reader]:
-    async with bus.subscribe_session(SESSION, after) as feed:
+async def reading(bus: Bus, after: int = 0, share: Share | None = None) -> AsyncIterator[Reader]:
+    async with bus.subscribe_session(SESSION, after, share) as feed:
         yield Reader(feed)
+
+
+class Watched(Allowance):
+    """Remembers the most that was ever held."""
+
+    peak = 0
+
+    def _hold(self, share: Share, size: int) -> None:
+        super()._hold(share, size)
+        self.peak = max(self.peak, self.held)
+
+
+class OutOfStep(SessionFeed):
+    """Looks at no live message until it is let."""
+
+    may_look = asyncio.Event()
+
+    async def on_message(self, msg: Msg) -> None:
+        await self.may_look.wait()
+        await super().on_message(msg)
+
+
+async def store_large(bus: Bus, count: int, size: int, job: str = "j1", session: str = SESSION) -> list[int]:
+    """`count` events with so many bytes of text; their numbers."""
+    numbers = [0]
+    for _ in range(count):
+        event = make_event(job, "output", session=session, stream="stdout", text="x" * size)
+        numbers.append(await bus.publish_event(event, expected=numbers[-1]))
+    return numbers[1:]
 
 
 async def heard(feed: SessionFeed, count: int) -> None:
@@ -58,8 +89,8 @@ async def heard(feed: SessionFeed, count: int) -> None:
 class CountsLive(SessionFeed):
     """Tells how many live messages have come in."""
 
-    def __init__(self, bus: Bus, session: str, after: int) -> None:
-        super().__init__(bus, session, after)
+    def __init__(self, bus: Bus, session: str, after: int, share: Share) -> None:
+        super().__init__(bus, session, after, share)
         self.live_seen = 0
 
     async def on_message(self, msg: Msg) -> None:
@@ -181,6 +212,140 @@ async def test_a_reader_that_does_not_keep_up_gets_everything_from_the_store(bus
         assert counted("events_replayed_total") >= replays + BUFFERED_EVENTS
         live = await store_events(bus, 3, after=late[-1])
         assert await reader.numbers(3) == live
+
+
+async def read_all(bus: Bus, allowance: Allowance, count: int, session: str = SESSION) -> list[int]:
+    """The numbers of a session's first events, read with a share that is given back."""
+    with allowance.share() as share:
+        async with bus.subscribe_session(session, 0, share) as feed, aclosing(aiter(feed)) as events:
+            return [(await anext(events)).seq for _ in range(count)]
+
+
+@pytest.mark.usefixtures("counting")
+async def test_live_events_wait_in_the_store_where_their_bytes_are_too_many(bus: Bus) -> None:
+    """Few of them are enough. Nothing is lost, and the feed comes back to live."""
+    size = 100_000
+    allowance = Watched(10 * size)
+    with allowance.share() as share:
+        async with reading(bus, 0, share) as reader:
+            first = await store_events(bus, 1)
+            assert await reader.numbers(1) == first
+            replays = counted("events_replayed_total")
+            late = await store_large(bus, 30, size, "j2")
+            await heard(reader.feed, 31)
+            assert allowance.held > 8 * size
+            assert await reader.numbers(30) == late
+            assert counted("events_replayed_total") >= replays + 20
+            live = await store_events(bus, 2, "j3")
+            assert await reader.numbers(2) == live
+            assert counted("events_replayed_total") < replays + 31
+    assert allowance.peak <= allowance.limit
+    assert allowance.held == 0
+
+
+@pytest.mark.usefixtures("counting")
+async def test_what_comes_live_makes_way_for_what_was_missed(bus: Bus) -> None:
+    """While a slow reader reads the store, live events take all the room. They are in the store as well."""
+    size = 100_000
+    allowance = Watched(10 * size + size // 2)
+    stored = await store_large(bus, 12, size, "missed")
+    with allowance.share() as share:
+        async with reading(bus, 0, share) as reader:
+            assert await reader.numbers(1) == stored[:1]
+            stored += await store_large(bus, 12, size, "live")
+            await heard(reader.feed, 12)
+            assert allowance.held > 10 * size
+            assert await reader.numbers(23) == stored[1:]
+    assert allowance.peak <= allowance.limit
+    assert allowance.held == 0
+
+
+async def test_readers_that_share_an_allowance_get_everything_within_it(bus: Bus) -> None:
+    """Many sessions' events come at once, from the store and live: all are told, and never more of them held."""
+    size, before, live, sessions = 50_000, 20, 20, 5
+    allowance = Watched(12 * size)
+    names = [f"s{number}" for number in range(sessions)]
+    stored = {name: await store_large(bus, before, size, "before", name) for name in names}
+    async with asyncio.TaskGroup() as tasks:
+        reads = {name: tasks.create_task(read_all(bus, allowance, before + live, name)) for name in names}
+        for name in names:
+            stored[name] += await store_large(bus, live, size, "live", name)
+
+    assert {name: read.result() for name, read in reads.items()} == stored
+    assert allowance.peak <= allowance.limit
+    assert allowance.held == 0
+
+
+async def test_events_above_the_whole_allowance_pass_one_at_a_time(bus: Bus) -> None:
+    """From the store, between smaller ones and from several readers: none stands still, none is lost."""
+    allowance = Watched(100_000)
+    stored = {}
+    for name in ("s1", "s2", "s3"):
+        stored[name] = await store_large(bus, 5, 30_000, "small", name)
+        stored[name] += await store_large(bus, 3, 250_000, "large", name)
+        stored[name] += await store_large(bus, 5, 30_000, "last", name)
+    async with asyncio.TaskGroup() as tasks:
+        reads = {name: tasks.create_task(read_all(bus, allowance, 13, name)) for name in stored}
+
+    assert {name: read.result() for name, read in reads.items()} == stored
+    assert allowance.peak < 251_000
+    assert allowance.held == 0
+
+
+@pytest.mark.parametrize("live", [True, False], ids=["live", "missed"])
+@pytest.mark.parametrize("cancelled", [True, False], ids=["cancelled", "closed"])
+async def test_a_reader_that_stops_in_the_middle_gives_everything_back(bus: Bus, live: bool, cancelled: bool) -> None:
+    """Events that it has, a batch half read, live ones that wait."""
+    allowance = Allowance()
+    stored = [] if live else await store_large(bus, 10, 1_000)
+    held = asyncio.Event()
+
+    async def read() -> None:
+        with allowance.share() as share:
+            async with bus.subscribe_session(SESSION, 0, share) as feed, aclosing(aiter(feed)) as events:
+                if live:
+                    await store_events(bus, 1, "j0")
+                    await anext(events)
+                    stored.extend(await store_large(bus, 10, 1_000))
+                assert (await anext(events)).seq == stored[0]
+                await until(lambda: allowance.held > 10_000)
+                held.set()
+                if cancelled:
+                    await asyncio.Event().wait()
+
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+        reader = tasks.create_task(read())
+        await held.wait()
+        if cancelled:
+            reader.cancel()
+
+    assert allowance.held == 0
+
+
+async def test_live_messages_that_the_connection_drops_come_from_the_store(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nats-py holds a bounded number for a feed that does not look; what it drops it reports, and the feed reads on."""
+    monkeypatch.setattr(common.event_log, "SessionFeed", OutOfStep)
+    monkeypatch.setattr(common.event_log, "LIVE_PENDING_EVENTS", 4)
+    OutOfStep.may_look = asyncio.Event()
+    told: list[Exception] = []
+    on_error = bus.on_error
+
+    async def remember(exc: Exception) -> None:
+        told.append(exc)
+        await on_error(exc)
+
+    monkeypatch.setattr(bus, "on_error", remember)
+    async with reading(bus) as reader:
+        async with asyncio.TaskGroup() as tasks:
+            waiting = tasks.create_task(reader.numbers(20))
+            await until(lambda: reader.feed._behind is False)
+            stored = await store_events(bus, 20)
+            await until(lambda: len(told) >= 15)
+            OutOfStep.may_look.set()
+        assert waiting.result() == stored
+        assert {type(exc) for exc in told} == {SlowConsumerError}
 
 
 @pytest.mark.parametrize("kill", [True, False], ids=["killed", "restarted"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +16,23 @@ from common import headers
 
 
 @dataclass
-class _Batch:
+class Batch:
+    keep: Callable[[Msg], bool] | None
     ended: asyncio.Future[dict[str, str]]
-    found: list[tuple[int, Msg]] = field(default_factory=list)
+    found: deque[tuple[int, Msg]] = field(default_factory=deque)
+    """With their numbers, in order."""
+    refused: int = 0
+    """Bytes of the first one that `keep` did not want; 0 if it took all."""
+
+    @property
+    def end(self) -> dict[str, str]:
+        """The headers of the message that ended it."""
+        return self.ended.result()
+
+    @property
+    def more(self) -> bool:
+        """There are more messages behind those that were found."""
+        return self.refused > 0 or (bool(self.found) and int(self.end.get(headers.NUM_PENDING, 0)) > 0)
 
 
 class BatchReader:
@@ -26,16 +42,16 @@ class BatchReader:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._inbox = client.new_inbox()
-        self._under_way: dict[str, _Batch] = {}
+        self._under_way: dict[str, Batch] = {}
         self._count = 0
 
     async def open(self) -> None:
         await self._client.subscribe(f"{self._inbox}.*", cb=self._on_message)
 
     async def read(
-        self, subject: str, request: dict[str, Any], timeout_s: float
-    ) -> tuple[list[tuple[int, Msg]], dict[str, str]]:
-        """Messages with their numbers, and the headers of the batch's end.
+        self, subject: str, request: dict[str, Any], timeout_s: float, keep: Callable[[Msg], bool] | None = None
+    ) -> Batch:
+        """Messages up to the first that `keep` does not want.
 
         Raises:
             TimeoutError: if the end does not come in time.
@@ -43,21 +59,23 @@ class BatchReader:
         """
         self._count += 1
         token = str(self._count)
-        batch = self._under_way[token] = _Batch(asyncio.get_running_loop().create_future())
+        batch = self._under_way[token] = Batch(keep, asyncio.get_running_loop().create_future())
         try:
             await self._client.publish(subject, json.dumps(request).encode(), reply=f"{self._inbox}.{token}")
             async with asyncio.timeout(timeout_s):
-                end = await batch.ended
+                await batch.ended
         finally:
             del self._under_way[token]
-        return batch.found, end
+        return batch
 
     async def _on_message(self, msg: Msg) -> None:
         batch = self._under_way.get(msg.subject.rsplit(".", 1)[-1])
-        if batch is None or batch.ended.done():
+        if batch is None or batch.ended.done() or msg.headers is None:
             return
-        fields = msg.headers or {}
-        if headers.STATUS in fields:
-            batch.ended.set_result(fields)
-        else:
-            batch.found.append((int(fields[headers.SEQUENCE]), msg))
+        if headers.STATUS in msg.headers:
+            batch.ended.set_result(msg.headers)
+        elif not batch.refused:
+            if batch.keep is None or batch.keep(msg):
+                batch.found.append((int(msg.headers[headers.SEQUENCE]), msg))
+            else:
+                batch.refused = len(msg.data)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from datetime import datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ from nats.aio.client import Client
 from nats.js.api import RawStreamMsg
 
 from common import headers, metrics, subjects
+from common.allowance import Share, own_share
 from common.errors import Fenced, PayloadTooLarge, UndecodableMessage
 from common.feed import SessionFeed, StoredEvent
 from common.log import get
@@ -32,6 +33,12 @@ _log = get(__name__)
 REFUSED_BEHIND_ANOTHER = (*WRONG_LAST_SEQUENCE, 10201)
 """JetStream's codes for events that are not, or not any more, the next of their job. 10201: a batch in which a message
 has an id that is stored already."""
+
+LIVE_PENDING_EVENTS = 1_024
+"""Live messages of one feed that may wait in nats-py for the feed to look at them, which it does at once. What comes
+beyond is dropped there and reported (SlowConsumerError), and the feeds read the store."""
+LIVE_PENDING_EVENTS_OF_FULL_SIZE = 2
+"""The same in bytes, counted in messages of the largest size that the server takes."""
 
 
 class EventLog(ObjectStore):
@@ -202,38 +209,56 @@ class EventLog(ObjectStore):
         return {subjects.job_of_event((msg.headers or {})[headers.SUBJECT]) for _, msg in found}
 
     async def replay_session(
-        self, session: str, after: int, skipped: Callable[[int], None] | None = None
+        self,
+        session: str,
+        after: int,
+        skipped: Callable[[int], None] | None = None,
+        share: Share | None = None,
     ) -> AsyncGenerator[StoredEvent]:
         """The stored events of a session with numbers above `after`, in order, by batched direct gets.
 
-        An event that cannot be read is skipped, counted and logged; `skipped` is called with its number.
+        An event that cannot be read is skipped, counted and logged; `skipped` is called with its number. A batch is
+        held by `share`, each event until the next one is asked for.
         """
-        async for seq, msg in self._stored(SESSIONS, subjects.events_of_session(session), after + 1):
-            try:
-                event = Event.decode(msg.data)
-            except UndecodableMessage as exc:
-                metrics.EVENTS_UNDECODABLE.inc()
-                _log.warning("event skipped", session=session, seq=seq, reason=exc.message)
-                if skipped is not None:
-                    skipped(seq)
-                continue
-            metrics.EVENTS_REPLAYED.inc()
-            yield StoredEvent(seq, event)
+        events = self._stored(SESSIONS, subjects.events_of_session(session), after + 1, share)
+        async with aclosing(events) as messages:
+            async for seq, msg in messages:
+                try:
+                    event = Event.decode(msg.data)
+                except UndecodableMessage as exc:
+                    metrics.EVENTS_UNDECODABLE.inc()
+                    _log.warning("event skipped", session=session, seq=seq, reason=exc.message)
+                    if skipped is not None:
+                        skipped(seq)
+                    continue
+                metrics.EVENTS_REPLAYED.inc()
+                yield StoredEvent(seq, event)
 
     @asynccontextmanager
-    async def subscribe_session(self, session: str, after: int) -> AsyncIterator[SessionFeed]:
-        """Follow a session from the event after number `after`: what was missed, then what comes, in order."""
-        feed = SessionFeed(self, session, after)
-        with translated("subscribing to a session"):
-            # Not flushed: the feed reads the store first, over the same connection, so the server has the
-            # subscription by then. (A flush that is cancelled ends nats-py 2.16's read loop for good.)
-            subscription = await self.client.subscribe(subjects.live_of_session(session), cb=feed.on_message)
-        self._feeds.add(feed)
-        try:
-            yield feed
-        finally:
-            self._feeds.discard(feed)
-            await self._unsubscribe(subscription)
+    async def subscribe_session(
+        self, session: str, after: int, share: Share | None = None
+    ) -> AsyncIterator[SessionFeed]:
+        """Follow a session from the event after number `after`: what was missed, then what comes, in order.
+
+        What the feed holds is `share`'s, without one an allowance of its own.
+        """
+        with ExitStack() as stack:
+            feed = SessionFeed(self, session, after, share or stack.enter_context(own_share()))
+            with translated("subscribing to a session"):
+                # Not flushed: the feed reads the store first, over the same connection, so the server has the
+                # subscription by then. (A flush that is cancelled ends nats-py 2.16's read loop for good.)
+                subscription = await self.client.subscribe(
+                    subjects.live_of_session(session),
+                    cb=feed.on_message,
+                    pending_msgs_limit=LIVE_PENDING_EVENTS,
+                    pending_bytes_limit=LIVE_PENDING_EVENTS_OF_FULL_SIZE * self.max_payload,
+                )
+            self._feeds.add(feed)
+            try:
+                yield feed
+            finally:
+                self._feeds.discard(feed)
+                await self._unsubscribe(subscription)
 
     async def oldest_event_ms(self) -> int:
         """When the oldest event of all sessions was stored: of what is older nothing is known."""

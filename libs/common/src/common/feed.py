@@ -2,18 +2,21 @@
 
 Live messages come over core NATS, which may drop them: on a reconnect, when this process is slow, when the
 client is. Every such case ends in the same place: the feed reads on from the store after the last number
-that it delivered, and then goes live again. So the buffer is bounded and nothing is lost.
+that it delivered, and then goes live again. So the buffer is bounded, by count and by its share of the connection's
+bytes, and nothing is lost.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, NamedTuple
 
 from nats.aio.msg import Msg
 
 from common import headers, metrics
+from common.allowance import Share
 from common.errors import StoreUnavailable, UndecodableMessage
 from common.log import get
 from common.schema import Event
@@ -24,7 +27,8 @@ if TYPE_CHECKING:
 _log = get(__name__)
 
 BUFFERED_EVENTS = 256
-"""Live events held for a client that reads slowly; beyond it the feed reads from the store."""
+"""Live events held for a client that reads slowly; beyond it, or beyond its share of the connection's bytes, the feed
+reads from the store."""
 REPLAY_RETRY_S = 0.25
 LEADER_LAG_S = 2.0
 """How long an event seen live may be unknown to whoever answers as the stream's leader."""
@@ -45,9 +49,11 @@ class StoredEvent(NamedTuple):
 class SessionFeed:
     """Iterate to get events. Made by `Bus.subscribe_session()`, for one reader."""
 
-    def __init__(self, bus: EventLog, session: str, after: int) -> None:
+    def __init__(self, bus: EventLog, session: str, after: int, share: Share) -> None:
         self._bus = bus
         self._session = session
+        self._share = share
+        share.shed = self._shed
         self._delivered = after
         self._newest = after
         self._behind = True
@@ -61,10 +67,10 @@ class SessionFeed:
         self._newest = max(self._newest, seq)
         if self._behind:
             return
-        try:
-            self._buffer.put_nowait((seq, int(fields[headers.LAST_SEQUENCE]), msg.data))
-        except asyncio.QueueFull:
-            self._behind = True
+        if self._buffer.full() or not self._share.try_take(len(msg.data)):
+            self.resync()
+            return
+        self._buffer.put_nowait((seq, int(fields[headers.LAST_SEQUENCE]), msg.data))
 
     def resync(self) -> None:
         """Live messages may have been lost: read the store before going on."""
@@ -76,26 +82,33 @@ class SessionFeed:
         while True:
             if self._behind and self._buffer.empty():
                 self._behind = False  # from here on live messages are buffered again
-                async for stored in self._read_store(seen=self._newest):
-                    yield stored
+                async with aclosing(self._read_store(seen=self._newest)) as missed:
+                    async for stored in missed:
+                        yield stored
                 continue
             item = await self._buffer.get()
-            if item is None or item[0] <= self._delivered:
+            if item is None:
                 continue
             seq, previous, data = item
-            if previous > self._delivered:
-                # The job's event before this one never came.
-                self._behind = True
-                self._drop_buffer()
-                continue
-            self._delivered = seq
             try:
-                event = Event.decode(data)
-            except UndecodableMessage as exc:
-                metrics.EVENTS_UNDECODABLE.inc()
-                _log.warning("event skipped", session=self._session, seq=seq, reason=exc.message)
-                continue
-            yield StoredEvent(seq, event)
+                if seq <= self._delivered:
+                    continue
+                if previous > self._delivered:
+                    self._shed()  # the job's event before this one never came
+                    continue
+                self._delivered = seq
+                if event := self._decoded(seq, data):
+                    yield StoredEvent(seq, event)
+            finally:
+                self._share.give(len(data))
+
+    def _decoded(self, seq: int, data: bytes) -> Event | None:
+        try:
+            return Event.decode(data)
+        except UndecodableMessage as exc:
+            metrics.EVENTS_UNDECODABLE.inc()
+            _log.warning("event skipped", session=self._session, seq=seq, reason=exc.message)
+            return None
 
     async def _read_store(self, seen: int) -> AsyncGenerator[StoredEvent]:
         """Everything after the last delivered event, at least to the session's newest as the stream's leader has it.
@@ -108,9 +121,11 @@ class SessionFeed:
         while True:
             try:
                 newest = await self._bus.newest_event_seq(self._session)
-                async for stored in self._bus.replay_session(self._session, self._delivered, self._skip):
-                    self._delivered = stored.seq
-                    yield stored
+                replay = self._bus.replay_session(self._session, self._delivered, self._skip, self._share)
+                async with aclosing(replay) as missed:
+                    async for stored in missed:
+                        self._delivered = stored.seq
+                        yield stored
                 late = asyncio.get_running_loop().time() > lag_until
                 if self._delivered >= newest and (self._delivered >= seen or late):
                     return
@@ -122,6 +137,9 @@ class SessionFeed:
     def _skip(self, seq: int) -> None:
         self._delivered = seq
 
-    def _drop_buffer(self) -> None:
+    def _shed(self) -> None:
+        """Hold nothing that the store has too. Only the reader does this, so it is not waiting for a message."""
+        self._behind = True
         while not self._buffer.empty():
-            self._buffer.get_nowait()
+            if item := self._buffer.get_nowait():
+                self._share.give(len(item[2]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import nats.errors
@@ -19,7 +19,8 @@ from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
 from common import headers, subjects
-from common.batch_reader import BatchReader
+from common.allowance import Share, own_share
+from common.batch_reader import Batch, BatchReader
 from common.errors import StoreUnavailable
 from common.publisher import CONNECTION_FAULTS, LEADERLESS_S, Publisher
 from common.streams import Keeping, Limits, keeping
@@ -29,8 +30,9 @@ READ_TRY_S = 1.0
 """How long one try of a read may take. A node that is no leader does not answer at all."""
 READ_RETRY_S = 0.1
 REPLAY_BATCH = 256
-REPLAY_BATCH_BYTES = 4 * 1024 * 1024
-"""A batch ends at either bound, so that a thousand clients that resume at once fit in memory."""
+REPLAY_BATCH_BYTES = 1024 * 1024
+"""Set aside for one batch, or a quarter of the reader's allowance where that is less. A batch ends at either bound, so
+that a thousand clients that resume at once fit in memory."""
 HEADER_BYTES = 4096
 
 WRONG_LAST_SEQUENCE = (10071, 10164)
@@ -172,34 +174,86 @@ class NatsConnection:
                         raise
                 await asyncio.sleep(READ_RETRY_S)
 
-    async def _stored(self, stream: str, subject: str, first: int) -> AsyncGenerator[tuple[int, Msg]]:
-        """Every stored message of a subject from number `first` on, with its number."""
-        more = True
-        while more:
-            request = {
-                "seq": first,
-                "next_by_subj": subject,
-                "batch": REPLAY_BATCH,
-                "max_bytes": REPLAY_BATCH_BYTES,
-            }
-            batch, more = await self._direct_get_batch(stream, request)
-            for seq, msg in batch:
-                yield seq, msg
-                first = seq + 1
+    async def _stored(
+        self, stream: str, subject: str, first: int, share: Share | None = None
+    ) -> AsyncGenerator[tuple[int, Msg]]:
+        """Every stored message of a subject from number `first` on, with its number.
+
+        A batch is held by `share`, each message until the next one is asked for.
+        """
+        with ExitStack() as stack:
+            share = share or stack.enter_context(own_share())
+            room = min(REPLAY_BATCH_BYTES, share.limit // 4)
+            # nats-server ends a batch with the message that reaches `max_bytes`. Ordinary ones still fit in then.
+            request = {"next_by_subj": subject, "batch": REPLAY_BATCH, "max_bytes": room * 3 // 4}
+            refused = 0
+            more = True
+            while more:
+                held = _Held(share, max(room, refused))
+                await held.set_aside()
+                try:
+                    batch = await self._direct_get_batch(stream, {**request, "seq": first}, held.keep)
+                    held.give_rest()
+                    more, refused = batch.more, batch.refused
+                    while batch.found:
+                        seq, msg = batch.found.popleft()
+                        yield seq, msg
+                        held.give(msg)
+                        first = seq + 1
+                finally:
+                    held.give_all()
 
     async def _last_stored(self, stream: str, of_subjects: Sequence[str]) -> list[tuple[int, Msg]]:
         """The last message of each subject that has one, with its number; 1,024 subjects at most."""
         request = {"multi_last": list(of_subjects), "batch": len(of_subjects)}
-        found, _ = await self._direct_get_batch(stream, request)
-        return found
+        return list((await self._direct_get_batch(stream, request)).found)
 
-    async def _direct_get_batch(self, stream: str, request: dict[str, Any]) -> tuple[list[tuple[int, Msg]], bool]:
-        """Stored messages without a consumer (NATS ADR-31), with their numbers; and whether there are more.
+    async def _direct_get_batch(
+        self, stream: str, request: dict[str, Any], keep: Callable[[Msg], bool] | None = None
+    ) -> Batch:
+        """Stored messages without a consumer (NATS ADR-31), up to the first that `keep` does not want.
 
         Any replica may answer, also one that is behind.
         """
         with translated(f"reading {stream}"):
-            found, end = await self._batches.read(subjects.direct_get(stream), request, REQUEST_TIMEOUT_S)
+            batch = await self._batches.read(subjects.direct_get(stream), request, REQUEST_TIMEOUT_S, keep)
+        end = batch.end
         if end[headers.STATUS] not in ("204", "404"):
             raise StoreUnavailable(f"reading {stream}: {end[headers.STATUS]} {end.get(headers.DESCRIPTION, '')}")
-        return found, bool(found) and int(end.get(headers.NUM_PENDING, 0)) > 0
+        return batch
+
+
+class _Held:
+    """What a batch holds of a share: room that is set aside before it is asked for, then its messages."""
+
+    def __init__(self, share: Share, room: int) -> None:
+        self._share = share
+        self._room = room
+        self._held = 0
+        self._used = 0
+
+    async def set_aside(self) -> None:
+        await self._share.take(self._room)
+        self._held = self._room
+
+    def keep(self, msg: Msg) -> bool:
+        """Whether a message fits in; then it is held. Beyond what was set aside it takes what is free."""
+        used = self._used + len(msg.data)
+        if used > self._held:
+            if not self._share.try_take(used - self._held):
+                return False
+            self._held = used
+        self._used = used
+        return True
+
+    def give_rest(self) -> None:
+        """Of what was set aside."""
+        self._share.give(self._held - self._used)
+        self._held = self._used
+
+    def give(self, msg: Msg) -> None:
+        self._share.give(len(msg.data))
+        self._held -= len(msg.data)
+
+    def give_all(self) -> None:
+        self._share.give(self._held)

@@ -128,19 +128,19 @@ class ObjectStore(Buckets):
             "batch": at_most,
             "max_bytes": READ_BATCH_BYTES,
         }
-        found, _ = await self._direct_get_batch(ARTIFACTS, request)
+        found = (await self._direct_get_batch(ARTIFACTS, request)).found
         return [Chunk(seq, int((msg.headers or {})[headers.OFFSET]), msg.data) for seq, msg in found]
 
-    async def chunks_from(self, object_id: str, seq: int) -> list[Chunk]:
+    async def chunks_from(self, object_id: str, seq: int, *, at_most: int = READ_BATCH) -> list[Chunk]:
         """The chunk with this number, which somebody has seen stored, and those behind it; empty if it is gone."""
-        found = await self._chunks_behind(object_id, seq)
+        found = await self._chunks_behind(object_id, seq, at_most)
         return found if found and found[0].seq == seq else []
 
-    async def _chunks_behind(self, object_id: str, seq: int) -> list[Chunk]:
+    async def _chunks_behind(self, object_id: str, seq: int, at_most: int = READ_BATCH) -> list[Chunk]:
         """Those with number `seq` and above, where the caller knows that there are some; empty if they are gone."""
         give_up_at = asyncio.get_running_loop().time() + (0 if self.one_replica else LAG_S)
         while True:
-            found = await self.read_chunks(object_id, seq)
+            found = await self.read_chunks(object_id, seq, at_most=at_most)
             if found or asyncio.get_running_loop().time() >= give_up_at:
                 return found
             await asyncio.sleep(LAG_RETRY_S)

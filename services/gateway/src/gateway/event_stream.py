@@ -9,10 +9,12 @@ from typing import Any, Final
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from common.allowance import Allowance
 from gateway import jsonrpc
 from gateway.codec import encode_json
 from gateway.connections import Connections
 from gateway.following import follow
+from gateway.settings import GatewaySettings
 from gateway.store import Store
 
 PING: Final = b": ping\n\n"
@@ -21,7 +23,9 @@ PING: Final = b": ping\n\n"
 class EventStream(Response):
     """The answer to `GET …/events`: ends when the client goes or the gateway drains."""
 
-    def __init__(self, store: Store, connections: Connections, opened: dict[str, Any], ping_interval_s: float) -> None:
+    def __init__(
+        self, settings: GatewaySettings, store: Store, connections: Connections, opened: dict[str, Any]
+    ) -> None:
         # X-Accel-Buffering: a proxy that collects the body would hold events back.
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(None, 200, headers, "text/event-stream")
@@ -29,7 +33,8 @@ class EventStream(Response):
         self._store = store
         self._connections = connections
         self._opened = opened
-        self._ping_interval_s = ping_interval_s
+        self._allowance = Allowance(settings.send_budget_bytes)
+        self._ping_interval_s = settings.event_stream_ping_interval_s
         self._sending = asyncio.Lock()
         self._over = asyncio.Event()
 
@@ -59,7 +64,7 @@ class EventStream(Response):
     async def _forward(self, send: Send) -> None:
         epoch, after = self._opened["epoch"], self._opened["seq"]
         await self._send(send, _message(f"{epoch}:{after}", "open", self._opened))
-        async with aclosing(follow(self._store, self._opened["session"], after)) as events:
+        async with aclosing(follow(self._store, self._opened["session"], after, self._allowance)) as events:
             async for stored in events:
                 message = _message(f"{epoch}:{stored.seq}", stored.event.type, jsonrpc.event_params(stored))
                 await self._send(send, message)

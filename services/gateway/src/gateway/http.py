@@ -103,7 +103,7 @@ class HttpDoor:
         if position:
             opened |= {"epoch": position.epoch, "seq": position.seq}
         joined = await self._methods.call(_caller(request), "session/open", opened)
-        return EventStream(self._store, self._connections, joined, self._settings.event_stream_ping_interval_s)
+        return EventStream(self._settings, self._store, self._connections, joined)
 
     async def _params(self, request: Request) -> dict[str, Any]:
         """The body as an object; none is an empty one.

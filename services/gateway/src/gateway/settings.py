@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
+from common.allowance import DEFAULT_BYTES
 from common.settings import BusSettings
 
 DEVELOPMENT_KEY: Final = "development"
@@ -48,6 +49,8 @@ class GatewaySettings(BusSettings):
     """Sessions whose events one WebSocket carries."""
     max_requests_per_connection: int = Field(default=64, ge=1, le=10_000)
     """Requests of one WebSocket that are answered at once; beyond it the socket is not read."""
+    send_budget_bytes: int = Field(default=DEFAULT_BYTES, ge=262_144, le=1_073_741_824)
+    """Bytes of events that are held at once for one connection, over all its sessions; the others wait in the store."""
     tenant_rate: float = Field(default=1_000, ge=0, le=1_000_000)
     """Calls a second that one tenant may make through this gateway for long; 0 sets no limit. Each gateway counts for
     itself."""

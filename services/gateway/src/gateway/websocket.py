@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from starlette.types import Message, Receive, Scope, Send
 
+from common.allowance import Allowance
 from common.errors import InvalidRequest, PayloadTooLarge, ServiceError
 from common.log import get
 from gateway import jsonrpc
@@ -86,6 +87,7 @@ class WebSocketConnection:
         self._codec = codec
         self._receive = receive
         self._asgi_send = send
+        self._allowance = Allowance(settings.send_budget_bytes)
         self._sending = asyncio.Lock()
         self._room = asyncio.Semaphore(settings.max_requests_per_connection)
         self._tasks = asyncio.TaskGroup()
@@ -189,7 +191,7 @@ class WebSocketConnection:
     # --- events ---------------------------------------------------------------------------------------
 
     async def _forward(self, session: str, after: int) -> None:
-        async with aclosing(follow(self._store, session, after)) as events:
+        async with aclosing(follow(self._store, session, after, self._allowance)) as events:
             async for stored in events:
                 message = self._codec.encode(jsonrpc.notification(stored))
                 if stored.event.type in UNHURRIED and len(self._held) < MAX_HELD:

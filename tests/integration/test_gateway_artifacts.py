@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from h2.exceptions import InvalidBodyLengthError
 
 import gateway.artifacts
 from common import subjects
@@ -332,3 +333,22 @@ async def test_a_download_whose_rest_is_gone_is_cut_short(
 
     assert len(got) < len(LARGE)
     assert LARGE.startswith(got)
+
+
+async def test_a_download_over_http_2_that_is_cut_is_an_error_and_not_a_silence(
+    rig: GatewayRig, served: RunningGateway, http: httpx.AsyncClient, session: str
+) -> None:
+    """The connection stays; its stream ends before what Content-Length said."""
+    uri = artifact_uri(session, await store(rig.bus, session, LARGE), "stdout")
+    headers = {"Authorization": "Bearer acme-key"}
+    async with (
+        asyncio.timeout(DEADLINE_S),
+        httpx.AsyncClient(http1=False, http2=True, trust_env=False, headers=headers) as client,
+        client.stream("GET", f"http://{served.address}{uri}") as answer,
+    ):
+        await open_downloads(http, 1)
+        await rig.bus.purge_objects(session)
+        with pytest.raises(InvalidBodyLengthError):
+            await answer.aread()
+
+    assert answer.http_version == "HTTP/2"

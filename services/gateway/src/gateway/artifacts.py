@@ -30,6 +30,7 @@ _log = get(__name__)
 
 TAKEN_WITHIN_S: Final = 30.0
 """How long a client may take for one chunk. Whoever is slower is cut, and can resume with `Range`."""
+GOODBYE_S: Final = 1.0
 SUFFIXES: Final = {"text/plain": "txt", "application/json": "json"}
 """Of the file names that are proposed."""
 
@@ -111,6 +112,7 @@ class Download(Response):
         self._first = first
         self._info = info
         self._over = asyncio.Event()
+        self._whole = False
 
     @property
     def sessions(self) -> int:
@@ -131,12 +133,15 @@ class Download(Response):
                     await self._over.wait()
                     for part in parts:
                         part.cancel()
+                if not self._whole and scope["http_version"] == "2":
+                    await _end_stream(send)
 
     async def _forward(self, send: Send) -> None:
         try:
             await self._send(send, self._first)
             async for data in self._reading:
                 await self._send(send, data)
+            self._whole = True
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError:
             _log.info("download cut", artifact=self._info.name, reason="the client does not read")
@@ -154,6 +159,16 @@ class Download(Response):
         while (await receive())["type"] != "http.disconnect":
             continue
         self._over.set()
+
+
+async def _end_stream(send: Send) -> None:
+    """With HTTP/1.1 Hypercorn hangs up on a client that has less than it was promised; with HTTP/2 the connection is
+    for others too, and nobody would tell the client that its stream is over."""
+    try:
+        async with asyncio.timeout(GOODBYE_S):
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+    except TimeoutError:
+        return
 
 
 def _part(request: Request, size: int, etag: str) -> Span | None:

@@ -127,7 +127,9 @@ def test_the_addresses_are_those_that_the_gateway_serves() -> None:
     """Wherever in the document they stand: doors, resources, events, health."""
     told = set(re.findall(r"`((?:GET|POST|PUT|DELETE) /[^`]*)`", DOCUMENT))
 
-    assert told == set(routes_of(create_app(GatewaySettings()).routes))
+    served = {route.replace(":path}", "}") for route in routes_of(create_app(GatewaySettings()).routes)}
+
+    assert told == served
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ class Outbox:
     def started(self, data: dict[str, Any]) -> None:
         """The first event of an attempt."""
         self._since_ms = now_ms()
-        self._started = data | {"since_ms": self._since_ms}
+        self._started = _repeated(data, self._since_ms)
         self._waiting.put_nowait(_Told("started", data))
 
     async def started_elsewhere(self, data: dict[str, Any]) -> None:
@@ -97,7 +97,7 @@ class Outbox:
         if self._ended:
             return
         self.started_settled.clear()
-        self._started = data | {"since_ms": self._since_ms}
+        self._started = _repeated(data, self._since_ms)
         self._waiting.put_nowait(_Told("started", self._started))
         await self.started_settled.wait()
 
@@ -278,6 +278,11 @@ class Outbox:
             _log.warning("event left out", type=told[0].type, reason=exc.message)
         if told:
             self.started_settled.set()
+
+
+def _repeated(started: dict[str, Any], since_ms: int) -> dict[str, Any]:
+    """`started` again: it voids nothing of what the attempt itself has told."""
+    return {name: value for name, value in started.items() if name != "discard"} | {"since_ms": since_ms}
 
 
 def _body(chunk: bytes) -> dict[str, Any]:

@@ -49,9 +49,9 @@ class ObjectWriter:
 
     def __init__(self, publisher: Publisher, delete_chunk: Callable[[int], Awaitable[None]], object_id: str) -> None:
         self.object_id = object_id
-        self.stored = 0
-        """Bytes that were settled."""
         self.chunks = 0
+        self.full = False
+        """The store had no room for a chunk: the object has a hole there, whatever was stored behind it."""
         self._put = 0
         self._publisher = publisher
         self._delete_chunk = delete_chunk
@@ -87,7 +87,9 @@ class ObjectWriter:
                 chunk.msg_id, chunk.sent = _new_id(), None
                 seq = await self._stored(chunk)
             self._last_seq = seq
-            self.stored += len(chunk.data)
+        except ArtifactStoreFull:
+            self.full = True
+            raise
         finally:
             self._room.release()
         return seq

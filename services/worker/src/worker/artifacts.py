@@ -33,12 +33,10 @@ async def keep_output(
         summary = stream.summary()
         told[stream.name] = {"size": summary.size, "sha256": summary.sha256}
         writer = stream.writer
-        if writer is None:
+        if writer is not None and writer.full:
+            await _purge(bus, writer.object_id)  # it has a hole, and others need the room
             continue
-        if writer.stored < summary.size:
-            await _purge(bus, writer.object_id)  # the store has no room for it, and others need theirs
-            continue
-        if not (job.artifact or summary.size > limits.offer):
+        if writer is None or not (job.artifact or summary.size > limits.offer):
             continue
         info = ObjectInfo(
             name=artifact_name(job.session, job.id, stream.name),

@@ -261,8 +261,8 @@ class Outbox:
             if not self.fault.done():
                 self.fault.set_result(OutputStoreFull())
             return []
-        if item.repeated:
-            return []
+        if item.repeated or stream.writer.full:
+            return []  # a smaller chunk may have found room behind one that did not: its event would follow a gap
         data: dict[str, Any] = {"stream": stream.name, "offset": chunk.offset, "size": len(chunk.data)}
         if not self._job.artifact:
             data |= {"object": stream.writer.object_id, "chunk": seq}

@@ -53,7 +53,7 @@ class Cut(NamedTuple):
 
 
 class OutputStream:
-    """Pass data through `take()`, and each chunk that comes of it, of `flush()` and of `close()` through `cut()`."""
+    """Pass everything through `take()`, and each chunk of it, or of `flush()` and `close()`, through `cut()`."""
 
     def __init__(
         self, name: StreamName, limits: OutputLimits, *, spill_all: bool, new_writer: Callable[[], ObjectWriter]

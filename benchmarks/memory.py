@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-SAMPLE_S = 0.02
+SAMPLE_S = 0.1
 
 
 class Memory:

@@ -14,6 +14,7 @@ from pathlib import Path
 from common import catalog, registry
 from common.bus import Bus, connect
 from common.settings import BusSettings
+from common.streams import Limits
 from standalone.probe import wait_until_ready
 from standalone.process import Child, run_process
 from worker.docker_engine import DockerEngine, open_docker_engine
@@ -83,19 +84,32 @@ class Cluster:
 
 @asynccontextmanager
 async def run_cluster(
-    nats_url: str, docker_host: str, folder: Path, servers: str, *, replicas: int = 1
+    nats_url: str,
+    docker_host: str,
+    folder: Path,
+    servers: str,
+    *,
+    replicas: int = 1,
+    artifact_store_bytes: int = Limits.artifact_store_bytes,
 ) -> AsyncIterator[Cluster]:
     """The catalog is applied; services are started by the caller. On leaving no container may be left."""
     env = {
         "NATS_URL": nats_url,
         "NATS_REPLICAS": str(replicas),
+        "ARTIFACT_STORE_BYTES": str(artifact_store_bytes),
         "DOCKER_HOST": docker_host,
         "ACK_WAIT_S": "3",
         "LEASE_TTL_S": "3",
         "REAP_PERIOD_S": "0.5",
         "LOG_FORMAT": "json",
     }
-    settings = BusSettings(nats_url=nats_url, nats_replicas=replicas, ack_wait_s=3, lease_ttl_s=3)
+    settings = BusSettings(
+        nats_url=nats_url,
+        nats_replicas=replicas,
+        artifact_store_bytes=artifact_store_bytes,
+        ack_wait_s=3,
+        lease_ttl_s=3,
+    )
     async with connect(settings, "test") as bus, open_docker_engine(docker_host) as engine:
         await registry.apply(bus, catalog.parse(servers, "test"))
         async with AsyncExitStack() as resources:

@@ -35,6 +35,7 @@ from worker.docker_engine import DockerEngine, open_docker_engine
 from worker.executors.mcp import McpExecutor
 from worker.heartbeat import Heartbeat
 from worker.leases import PARKED_LIMIT, Lease, Leases
+from worker.output_stream import OutputLimits
 from worker.pool import Pool
 from worker.presence import micro_service
 
@@ -69,7 +70,7 @@ async def deliver(bus: Bus) -> AsyncIterator[Deliver]:
 def empty_pool(engine: DockerEngine, tasks: asyncio.TaskGroup) -> Pool:
     spec = ServerSpec(image="none", scope="session")
     wanted = container_spec(SERVER, spec, {}, None, {})
-    return Pool(SERVER, spec, wanted, McpExecutor(1.0), engine, tasks, BootGate(1))
+    return Pool(SERVER, spec, wanted, McpExecutor(1.0, tasks, OutputLimits()), engine, tasks, BootGate(1))
 
 
 @asynccontextmanager

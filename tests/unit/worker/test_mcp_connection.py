@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import worker.mcp_connection
 from common.job_errors import JobError
 from tests.unit.common.bus_rig import DEADLINE_S
 from tests.unit.worker.duplexes import (
@@ -29,8 +28,10 @@ from tests.unit.worker.duplexes import (
     connected,
 )
 from worker.engine import STDERR
-from worker.errors import HandshakeFailed, ServerGone, ToolProtocolError
-from worker.mcp_connection import LEGACY_VERSION, MODERN_VERSION, STDERR_LINES, McpConnection
+from worker.errors import HandshakeFailed, OutputTooLarge, ServerGone, ToolProtocolError
+from worker.large_answer import LargeAnswer
+from worker.mcp_connection import LEGACY_VERSION, MODERN_VERSION, STDERR_LINES, Answer, McpConnection
+from worker.output_stream import OutputLimits
 
 NEVER_S = 3600.0
 TEXT = "zwölf 東京 \U0001f5fc"
@@ -42,12 +43,14 @@ VALUES = st.recursive(
 )
 
 
-async def answered(waiting: asyncio.Future[dict[str, Any]]) -> dict[str, Any]:
+async def answered(waiting: asyncio.Future[Answer]) -> dict[str, Any]:
     async with asyncio.timeout(DEADLINE_S):
-        return await waiting
+        result = await waiting
+    assert isinstance(result, dict)
+    return result
 
 
-async def failure(waiting: asyncio.Future[dict[str, Any]]) -> JobError:
+async def failure(waiting: asyncio.Future[Answer]) -> JobError:
     async with asyncio.timeout(DEADLINE_S):
         await asyncio.wait({waiting})
     exc = waiting.exception()
@@ -306,30 +309,85 @@ async def test_the_servers_end_fails_every_call_that_waits_and_every_later_one()
     assert len(duplex.sent) == 3
 
 
-async def test_a_line_without_an_end_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server is at fault, and this process does not grow."""
-    monkeypatch.setattr(worker.mcp_connection, "MAX_LINE_BYTES", 1000)
+async def test_a_line_that_is_too_long_and_no_answer_is_skipped() -> None:
+    """Neither its server nor the call beside it suffers from it, and nothing of it is held."""
     duplex = MemoryDuplex()
     async with connected(duplex) as connection:
+        connection.limits = OutputLimits(collect=1000)
         _, waiting = await connection.send("tools/call", {})
-        duplex.say(b"x" * 600)
-        duplex.say(b"x" * 600)
-        exc = await failure(waiting)
+        for _ in range(100):
+            duplex.say(b"x" * 600)
+        duplex.say(b"\n" + b'{"jsonrpc": "2.0", "method": "notifications/message", "params": "' + b"y" * 2000 + b'"}\n')
+        duplex.answer(id=1, result={})
 
-        assert exc.message == "the server wrote a line longer than 1000 bytes"
-        assert connection.ended
+        assert await answered(waiting) == {}
+        assert not connection.ended
+        assert "too long" in connection.describe_failure("")
 
 
-async def test_many_lines_in_one_piece_are_each_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_lines_in_one_piece_are_each_within_the_limit() -> None:
     """The limit is one line's."""
-    monkeypatch.setattr(worker.mcp_connection, "MAX_LINE_BYTES", 1000)
     duplex = MemoryDuplex()
     async with connected(duplex) as connection:
+        connection.limits = OutputLimits(collect=1000)
         _, waiting = await connection.send("tools/call", {})
         duplex.say(b"rubbish\n" * 1000)
         duplex.answer(id=1, result={})
 
         assert await answered(waiting) == {}
+
+
+@pytest.mark.parametrize("order", [("jsonrpc", "id", "result"), ("result", "jsonrpc", "id")], ids=["first", "last"])
+async def test_an_answer_too_large_to_be_held_comes_as_a_stream(order: tuple[str, ...]) -> None:
+    """Wherever its id stands; the call beside it is answered as ever."""
+    duplex = MemoryDuplex()
+    async with connected(duplex) as connection:
+        connection.limits = OutputLimits(collect=1000)
+        _, large = await connection.send("tools/call", {})
+        _, small = await connection.send("tools/call", {})
+        result = {"content": [{"type": "text", "text": 'line "one"\n' * 30_000}], "isError": True}
+        message = {"jsonrpc": "2.0", "id": 1, "result": result}
+        line = json.dumps({name: message[name] for name in order}).encode() + b"\n"
+        for at in range(0, len(line), 32_768):
+            duplex.say(line[at : at + 32_768])
+        duplex.answer(id=2, result={})
+        async with asyncio.timeout(DEADLINE_S):
+            answer = await large
+        assert isinstance(answer, LargeAnswer)
+        whole = b"".join([chunk async for chunk in answer.chunks()])
+
+        assert await answered(small) == {}
+        assert (json.loads(whole), answer.is_error, answer.size) == (result, True, len(whole))
+        answer.close()
+
+
+async def test_an_answer_larger_than_may_be_kept_fails_its_call_only() -> None:
+    """It is read to its end, where its id may stand."""
+    duplex = MemoryDuplex()
+    async with connected(duplex) as connection:
+        connection.limits = OutputLimits(collect=1000, most=5000)
+        _, large = await connection.send("tools/call", {})
+        duplex.say(json.dumps({"result": {"content": "x" * 10_000}, "jsonrpc": "2.0", "id": 1}).encode() + b"\n")
+        exc = await failure(large)
+        _, small = await connection.send("tools/call", {})
+        duplex.answer(id=2, result={})
+
+        assert await answered(small) == {}
+    assert isinstance(exc, OutputTooLarge)
+
+
+async def test_a_large_error_is_told_by_its_beginning() -> None:
+    """Nobody needs more of it."""
+    duplex = MemoryDuplex()
+    async with connected(duplex) as connection:
+        connection.limits = OutputLimits(collect=1000)
+        _, waiting = await connection.send("tools/call", {})
+        duplex.say(json.dumps({"jsonrpc": "2.0", "id": 1, "error": {"message": "m" * 50_000}}).encode() + b"\n")
+        exc = await failure(waiting)
+
+    assert isinstance(exc, ToolProtocolError)
+    assert "mmm" in exc.message
+    assert len(exc.message) < 5_000
 
 
 async def test_of_stderr_the_last_lines_are_kept_each_cut_to_a_length() -> None:

@@ -37,6 +37,7 @@ async def worker(bus: Bus) -> AsyncIterator[Worker]:
             runner=Runner(bus, "w-1", engine, heartbeat, OutputLimits()),
             heartbeat=heartbeat,
             boot_gate=BootGate(1),
+            output_limits=OutputLimits(),
             labels={},
         )
 

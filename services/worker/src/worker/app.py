@@ -166,6 +166,7 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> None:
             runner=Runner(bus, worker_id, engine, heartbeat, settings.output_limits()),
             heartbeat=heartbeat,
             boot_gate=BootGate(settings.boots_at_once),
+            output_limits=settings.output_limits(),
             labels={WORKER_LABEL: worker_id, STORE_LABEL: bus.epoch},
         )
         async with asyncio.TaskGroup() as tasks:

@@ -7,6 +7,7 @@ JobError                        (common.job_errors) stands in the job's `result`
 ├── ToolProtocolError           failed: the server answered with a JSON-RPC error
 ├── ResultTooLarge              failed
 ├── OutputTooLarge              failed: it wrote more than a job may
+├── AnswerNotKept               failed: the worker has no room for its answer
 ├── OutputStoreFull             failed: the store has no room for what it writes
 ├── EngineUnavailable           failed: the Docker Engine does not answer
 ├── JobTimeout                  timed_out: start-to-close
@@ -70,6 +71,18 @@ class OutputTooLarge(JobError):
             f"the job wrote more than {limit} bytes and was stopped; what it had written is kept."
             " Have it write less, or the operator raise MAX_OUTPUT_BYTES",
             limit=limit,
+        )
+
+
+class AnswerNotKept(JobError):
+    type = "answer_not_kept"
+    retryable = True
+
+    def __init__(self, size: int, why: str) -> None:
+        super().__init__(
+            f"the answer could not be kept beyond its first {size} bytes: {why}; the folder for temporary files of the"
+            " worker needs more room",
+            size=size,
         )
 
 

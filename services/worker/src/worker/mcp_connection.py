@@ -16,9 +16,13 @@ from typing import Any, Literal, TypeGuard
 from common.job_errors import JobError
 from worker.engine import STDERR, Duplex
 from worker.errors import HandshakeFailed, ServerGone, ToolProtocolError
+from worker.large_answer import LargeAnswer, LargeLine
+from worker.output_stream import OutputLimits
 
 Era = Literal["legacy", "modern"]
 OnProgress = Callable[[dict[str, Any]], None]
+Answer = dict[str, Any] | LargeAnswer
+"""The `result` of a request."""
 
 MODERN_VERSION = "2026-07-28"
 LEGACY_VERSION = "2025-11-25"
@@ -26,8 +30,6 @@ CLIENT_INFO = {"name": "mcp-orchestrator", "version": "0.1.0"}
 _UNSUPPORTED_VERSION = -32022
 _METHOD_NOT_FOUND = -32601
 
-MAX_LINE_BYTES = 16 * 1024 * 1024
-"""Above what an event can hold, so that an answer too large for one ends its call only, not its server."""
 STDERR_LINES = 50
 STDERR_LINE_CHARS = 500
 RUBBISH_LINES = 5
@@ -39,7 +41,12 @@ class McpConnection:
 
     def __init__(self, duplex: Duplex) -> None:
         self._duplex = duplex
-        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self.limits = OutputLimits()
+        """What of a line is held, and what of an answer is kept; the executor sets it."""
+        self._line = bytearray()
+        self._large: LargeLine | None = None
+        """The current line where it is too long to be held."""
+        self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._progress: dict[int, OnProgress] = {}
         self._next_id = 0
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
@@ -61,24 +68,19 @@ class McpConnection:
 
     async def read(self) -> None:
         """Dispatch what the server writes until it ends. Every request then waiting fails with ServerGone."""
-        line = bytearray()
         reason = "the server ended"
         try:
             while (frame := await self._duplex.read()) is not None:
                 if frame.stream == STDERR:
                     self._note_stderr(frame.data)
                     continue
-                # Only the new piece is searched: a line of 10 MB in 32 KiB pieces stays linear.
+                # Only the new piece is searched: a long line in 32 KiB pieces stays linear.
                 start = 0
                 while (end := frame.data.find(b"\n", start)) >= 0:
-                    line += frame.data[start:end]
-                    await self._on_line(bytes(line))
-                    line.clear()
+                    self._gather(frame.data[start:end])
+                    await self._on_line_end()
                     start = end + 1
-                line += frame.data[start:]
-                if len(line) > MAX_LINE_BYTES:
-                    reason = f"the server wrote a line longer than {MAX_LINE_BYTES} bytes"
-                    break
+                self._gather(frame.data[start:])
         except ServerGone as exc:
             reason = exc.message  # it asked for something, and could not be answered
         finally:
@@ -88,6 +90,44 @@ class McpConnection:
                     waiting.set_exception(ServerGone(reason, stderr=self.stderr))
             self._waiting.clear()
             self._progress.clear()
+            if self._large is not None:
+                self._large.drop()
+
+    def _gather(self, data: bytes) -> None:
+        """A piece of the current line: held up to a size, and looked through as it passes beyond it."""
+        if self._large is None and len(self._line) + len(data) <= self.limits.collect:
+            self._line += data
+            return
+        if self._large is None:
+            self._large = LargeLine(self.limits.most)
+            self._large.feed(bytes(self._line))
+            self._line.clear()
+        self._large.feed(data)
+
+    async def _on_line_end(self) -> None:
+        if self._large is None:
+            line = bytes(self._line)
+            self._line.clear()
+            await self._on_line(line)
+        else:
+            large, self._large = self._large, None
+            large.end()
+            self._on_large_line(large)
+
+    def _on_large_line(self, large: LargeLine) -> None:
+        if not _is_number(large.id):
+            self._rubbish.append("a line that is too long and no answer")
+            large.drop()
+            return
+        waiting = self._waiting.pop(large.id, None)
+        self._progress.pop(large.id, None)
+        if waiting is None or waiting.done():
+            large.drop()
+            return
+        try:
+            waiting.set_result(large.answer())
+        except JobError as exc:
+            waiting.set_exception(exc)
 
     def _note_stderr(self, data: bytes) -> None:
         for text in data.decode("utf-8", "replace").splitlines():
@@ -146,7 +186,7 @@ class McpConnection:
 
     async def send(
         self, method: str, params: dict[str, Any], on_progress: OnProgress | None = None
-    ) -> tuple[int, asyncio.Future[dict[str, Any]]]:
+    ) -> tuple[int, asyncio.Future[Answer]]:
         """Write a request. The future holds its result, or fails with ToolProtocolError or ServerGone.
 
         Raises:
@@ -159,7 +199,7 @@ class McpConnection:
         if on_progress is not None:
             params = {**params, "_meta": {**params.get("_meta", {}), "progressToken": request_id}}
             self._progress[request_id] = on_progress
-        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         # An answer that nobody waits for any more must not be reported as a lost exception.
         answer.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._waiting[request_id] = answer
@@ -172,9 +212,19 @@ class McpConnection:
         return request_id, answer
 
     async def request(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
-        """`send`, and wait for the answer."""
+        """`send`, and wait for the answer.
+
+        Raises:
+            ResultTooLarge: if it is larger than any answer to this has to be.
+        """
         _, answer = await self.send(method, params)
-        return await answer
+        result = await answer
+        if isinstance(result, LargeAnswer):
+            try:
+                return result.parsed()
+            finally:
+                result.close()
+        return result
 
     async def notify(self, method: str, params: dict[str, Any]) -> None:
         await self._write({"jsonrpc": "2.0", "method": method, "params": params})

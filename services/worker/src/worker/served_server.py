@@ -27,6 +27,7 @@ from worker.executors.exec import IDLE_COMMAND, ExecExecutor
 from worker.executors.mcp import McpExecutor
 from worker.heartbeat import Heartbeat
 from worker.leases import Lease, Leases
+from worker.output_stream import OutputLimits
 from worker.pool import Acquired, Pool
 from worker.runner import Runner
 from worker.slots import Slots
@@ -51,6 +52,7 @@ class Worker:
     runner: Runner
     heartbeat: Heartbeat
     boot_gate: BootGate
+    output_limits: OutputLimits
     labels: dict[str, str]
 
 
@@ -78,7 +80,7 @@ class ServedServer:
             self.executor = ExecExecutor(worker.engine, tasks)
             command = command or list(IDLE_COMMAND)
         else:
-            self.executor = McpExecutor(spec.timeouts.start_s)
+            self.executor = McpExecutor(spec.timeouts.start_s, tasks, worker.output_limits)
         wanted = container_spec(name, spec, _environment(spec), command, worker.labels)
         self.pool = Pool(name, spec, wanted, self.executor, worker.engine, tasks, worker.boot_gate)
         self.leases = Leases(

@@ -22,7 +22,7 @@ PROBE_FRACTION = 0.6
 
 
 class McpCall:
-    """`answered` is the server's answer. One too large to be held, or wanted as an artifact, leaves as the job's output."""
+    """`answered` is the server's answer. One too large to be held, or wanted as an artifact, leaves as output."""
 
     def __init__(
         self,

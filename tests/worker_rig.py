@@ -79,6 +79,7 @@ class WorkerRig:
         timeout_ms: int = 20_000,
         queue_ms: int = 60_000,
         heartbeat_ms: int | None = None,
+        **fields: Any,
     ) -> Job:
         job = Job(
             id=subjects.new_job_id(),
@@ -91,6 +92,7 @@ class WorkerRig:
             start_by_ms=now_ms() + queue_ms,
             timeout_ms=timeout_ms,
             heartbeat_ms=heartbeat_ms,
+            **fields,
         )
         await self.bus.enqueue_job(job)
         return job

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import uvloop
 
+from common.allocator import keep_freed_memory
 from common.log import get
 
 _log = get(__name__)
@@ -58,5 +59,6 @@ class Budget:
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     """Run a service on uvloop."""
+    keep_freed_memory()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.memory import watching
+from benchmarks.output import LINE, sha256_of_lines
 
 from client import Event, Session, connect
 from tests.cluster import DEADLINE_S, Cluster, Service, run_cluster
@@ -42,7 +43,7 @@ FLOOD_MIB = int(os.environ.get("FLOOD_MIB", "256"))
 MOST_GROWTH_MIB = 32
 BEHIND_BYTES = 48 * MIB
 """How far the slow client keeps behind the fast one: more than the kernel and the gateway may hold for it."""
-LINES = "yes abcdefghijklmno"
+LINES = f"yes {LINE}"
 
 
 @pytest.fixture
@@ -77,10 +78,6 @@ async def read(events: AsyncGenerator[Event, None], reader: OutputReader | None 
         async for event in events:
             await reader.take(event)
     return reader
-
-
-def sha256_of_lines(size: int) -> str:
-    return hashlib.sha256((b"abcdefghijklmno\n" * (size // 16 + 1))[:size]).hexdigest()
 
 
 async def test_a_flood_is_whole_at_a_fast_and_a_slow_client_beside_a_stalled_one_in_bounded_memory(

@@ -1,10 +1,11 @@
 """How fast a job's output reaches its client, how much of the engine's own pace that is, and what it costs in memory.
 
 `python -m benchmarks.output --json` starts the stack (nats-server, gateway, worker, each its own process) and has one
-container write lines of text, read in turn by two ways: straight over an exec of the same container (`direct`), and as
+container write, read in turn by two ways: straight over an exec of the same container (`direct`), and as
 a job whose output comes through worker, object store and gateway to a WebSocket client (`gateway`). In each round a
 flood of `--mib` through the gateway stands between two direct ones of half that size, so that both meet the same noise.
-Every byte is hashed on both sides, and compared with the digest that the job ends with.
+What is written is `--data`: `log`, lines of a log as JSON (zstd makes them about four times smaller), or `noise`, which
+nothing makes smaller. Every byte is hashed on both sides, and compared with the digest that the job ends with.
 
 Then small jobs print the time at which they write (`first_byte`).
 
@@ -17,6 +18,7 @@ import argparse
 import asyncio
 import hashlib
 import json
+import shlex
 import statistics
 import sys
 import tempfile
@@ -40,8 +42,33 @@ CATALOG = """
 servers:
   shell: {kind: exec, scope: session, image: "mcp-orchestrator/time:local"}
 """
-LINE = "abcdefghijklmno"
 MIB = 1024 * 1024
+BLOCK = "/tmp/block"
+BLOCK_BYTES = 8 * MIB
+BLOCKS = {
+    "log": """
+import json, random, sys
+chance = random.Random(1)
+size, whole = 0, 8 << 20
+while size < whole:
+    entry = {
+        "ts": 1795600000 + size / 1000,
+        "level": chance.choice(["info", "info", "info", "warning", "error"]),
+        "msg": f"job {chance.randrange(10**6)} ended in {chance.randrange(1000)} ms",
+        "trace": f"{chance.getrandbits(64):016x}",
+    }
+    line = json.dumps(entry) + "\\n"
+    sys.stdout.write(line[: whole - size])
+    size += len(line)
+""",
+    "noise": """
+import random, sys
+chance = random.Random(1)
+for _ in range(8):
+    sys.stdout.buffer.write(chance.getrandbits(8 << 20).to_bytes(1 << 20, "big"))
+""",
+}
+"""Python that writes 8 MiB, the same ones wherever it runs; a flood is these over and over."""
 MOST_MIB = 2048
 """MAX_OUTPUT_BYTES as it is by default."""
 WARM_UP_MIB = 16
@@ -58,7 +85,15 @@ class Flood:
 
 
 def writes(size: int) -> str:
-    return f"yes {LINE} | head -c {size}"
+    """One process that does nothing but write: what is measured is how it is read."""
+    return f"cat $(yes {BLOCK} | head -n {size // BLOCK_BYTES}) /dev/null; head -c {size % BLOCK_BYTES} {BLOCK}"
+
+
+async def block_of(data: str) -> bytes:
+    """The same in this process's Python: what the floods are compared with."""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", BLOCKS[data], stdout=asyncio.subprocess.PIPE)
+    block, _ = await process.communicate()
+    return block
 
 
 async def flood_direct(docker: Docker, container: str, size: int) -> Flood:
@@ -116,8 +151,9 @@ async def first_byte(session: Session) -> float:
     return elapsed
 
 
-async def measure(mib: int, rounds: int, calls: int) -> dict[str, Any]:
+async def measure(data: str, mib: int, rounds: int, calls: int) -> dict[str, Any]:
     size = mib * MIB
+    block = await block_of(data)
     with tempfile.TemporaryDirectory(prefix="orchestrator-bench-") as folder:
         servers_file = Path(folder) / "servers.yaml"
         servers_file.write_text(CATALOG)
@@ -128,6 +164,8 @@ async def measure(mib: int, rounds: int, calls: int) -> dict[str, Any]:
             connect(stack.url, protocol="mcp.msgpack") as session,
         ):
             _, gateway, worker = stack.pids
+            async for _ in job(session, f"python3 -c {shlex.quote(BLOCKS[data])} >{BLOCK}"):
+                pass  # the block stays in the session's container
             container = (await flood_gateway(session, WARM_UP_MIB * MIB)).container
             direct, through = [], []
             async with watching([gateway, worker]) as (gateway_memory, worker_memory):
@@ -136,11 +174,12 @@ async def measure(mib: int, rounds: int, calls: int) -> dict[str, Any]:
                     direct.append(await flood_direct(docker, container, half))
                     through.append(await flood_gateway(session, size))
                     direct.append(await flood_direct(docker, container, size - half))
-            compare(direct, size)
-            compare(through, size)
+            compare(direct, size, block)
+            compare(through, size, block)
             first_bytes = [await first_byte(session) for _ in range(calls)]
     mb_s, direct_mb_s = rate(through), rate(direct)
     return {
+        "data": data,
         "mib": mib,
         "rounds": rounds,
         "mb_s": round(mb_s, 1),
@@ -153,16 +192,16 @@ async def measure(mib: int, rounds: int, calls: int) -> dict[str, Any]:
     }
 
 
-def compare(floods: list[Flood], size: int) -> None:
+def compare(floods: list[Flood], size: int, block: bytes) -> None:
     """Every flood is what its command writes."""
     for flood in floods:
-        expected = sha256_of_lines(flood.size)
+        expected = sha256_of(block, flood.size)
         if flood.sha256 != expected or flood.size not in (size, size // 2, size - size // 2):
             raise SystemExit(f"{flood} is not what was written: sha256 {expected}, {size} bytes")
 
 
-def sha256_of_lines(size: int) -> str:
-    block = f"{LINE}\n".encode() * (MIB // (len(LINE) + 1))
+def sha256_of(block: bytes, size: int) -> str:
+    """Of so many bytes of the block, over and over."""
     digest = hashlib.sha256()
     for _ in range(size // len(block)):
         digest.update(block)
@@ -178,6 +217,7 @@ def rate(floods: list[Flood]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.output", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print nothing but the JSON object")
+    parser.add_argument("--data", choices=BLOCKS, default="log", help="what is written (default: %(default)s)")
     parser.add_argument("--mib", type=int, default=1024, help="size of one job's output in MiB (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="floods by each way (default: %(default)s)")
     parser.add_argument("--calls", type=int, default=20, help="small jobs for first_byte_ms (default: %(default)s)")
@@ -188,7 +228,7 @@ def main() -> None:
     if options.mib > MOST_MIB:
         parser.error(f"--mib must be at most {MOST_MIB}, which is all that one job may write")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        figures = runner.run(measure(options.mib, options.rounds, options.calls))
+        figures = runner.run(measure(options.data, options.mib, options.rounds, options.calls))
     if not options.json:
         for name, value in figures.items():
             print(f"{name:22} {value:>10}", file=sys.stderr)

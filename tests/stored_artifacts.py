@@ -9,8 +9,8 @@ from typing import Final
 from common import subjects
 from common.artifacts import artifact_name
 from common.bus import Bus
-from common.object_store import ObjectInfo
-from common.output import OUTPUT_CHUNK_BYTES
+from common.object_info import ObjectInfo
+from common.output import OUTPUT_CHUNK_BYTES, Summary
 
 TEXT: Final = "text/plain; charset=utf-8"
 BODY: Final = random.Random(1).randbytes(3 * OUTPUT_CHUNK_BYTES + 77)
@@ -30,13 +30,7 @@ async def store_for(bus: Bus, session: str, job: str, body: bytes, stream: str, 
     # Of different sizes, as a tool's writes are.
     for start in range(0, len(body), OUTPUT_CHUNK_BYTES - 11):
         await writer.settle(await writer.put(body[start : start + OUTPUT_CHUNK_BYTES - 11]))
-    info = ObjectInfo(
-        name=artifact_name(session, job, stream),
-        object_id=writer.object_id,
-        size=len(body),
-        sha256=hashlib.sha256(body).hexdigest(),
-        chunks=writer.chunks,
-        media_type=media_type,
-    )
+    content = Summary(len(body), hashlib.sha256(body).hexdigest())
+    info = writer.info(artifact_name(session, job, stream), content, media_type)
     await bus.name_object(info)
     return info

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.memory import watching
-from benchmarks.output import LINE, sha256_of_lines
+from benchmarks.output import sha256_of
 
 from client import Event, Session, connect
 from tests.cluster import DEADLINE_S, Cluster, Service, run_cluster
@@ -43,7 +43,14 @@ FLOOD_MIB = int(os.environ.get("FLOOD_MIB", "256"))
 MOST_GROWTH_MIB = 32
 BEHIND_BYTES = 48 * MIB
 """How far the slow client keeps behind the fast one: more than the kernel and the gateway may hold for it."""
+LINE = "abcdefghijklmno"
 LINES = f"yes {LINE}"
+NOISE = "cat /dev/urandom"
+"""What no compression makes smaller."""
+
+
+def sha256_of_lines(size: int) -> str:
+    return sha256_of(f"{LINE}\n".encode() * (MIB // (len(LINE) + 1)), size)
 
 
 @pytest.fixture
@@ -190,10 +197,10 @@ async def test_a_full_store_ends_the_job_that_floods_and_no_other(small_store: C
     ):
         reading = tasks.create_task(read(run(session, f"{LINES} | head -c {4 * MIB}; {wait}; echo last"), other))
         await other.reached(3 * MIB)
-        flood = await read(run(flooding, LINES))
+        flood = await read(run(flooding, NOISE))
         await done_in(small_store, other.starts[0].data["container"], ["touch", "/tmp/go"])
         await reading
-        after = await read(run(flooding, f"{LINES} | head -c {8 * MIB}"))
+        after = await read(run(flooding, f"head -c {8 * MIB} /dev/urandom"))
 
     assert flood.end is not None
     assert flood.end.data["outcome"] == "failed"

@@ -105,7 +105,7 @@ async def test_two_streams_that_take_turns_keep_their_bytes(rig: GatewayRig, soc
             for part in range(2):
                 chunk = await writer.put(f"{stream} {number} {part}\n".encode())
                 place = {"object": writer.object_id, "chunk": await writer.settle(chunk)}
-                data = {"stream": stream, "offset": chunk.offset, "size": len(chunk.data), **place}
+                data = {"stream": stream, "offset": chunk.offset, "size": chunk.size, **place}
                 seq = await rig.bus.publish_event(output(session, data), expected=seq)
     told = [event["data"]["text"] for event in await socket.events(80)]
 

@@ -11,7 +11,7 @@ import pytest
 
 from common import subjects
 from common.bus import Bus
-from common.object_store import ObjectInfo
+from common.object_info import ObjectInfo
 from common.schema import Event
 from tests.nats_server import NatsServer
 from tests.worker_rig import WorkerRig, worker_rig
@@ -45,7 +45,7 @@ async def told(bus: Bus, events: list[Event]) -> bytes:
                 whole += data["text"].encode()
             else:
                 [chunk] = await bus.chunks_from(data["object"], data["chunk"], at_most=1)
-                whole += chunk.data
+                whole += chunk.content()
     return bytes(whole)
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import zstandard
 
 from common import object_writer
 from common.bus import Bus
 from common.errors import Fenced
-from common.object_store import ObjectInfo
-from common.output import OUTPUT_CHUNK_BYTES
+from common.output import OUTPUT_CHUNK_BYTES, Summary
 from common.schema import Event
 from tests.nats_server import NatsServer
 from tests.unit.common.bus_rig import DEADLINE_S, be_impatient, make_event, make_job, open_bus, store_paused, until
@@ -57,8 +58,8 @@ async def read(bus: Bus, events: list[Event]) -> bytes:
             whole += data["data"]
         else:
             [chunk, *_] = await bus.chunks_from(data["object"], data["chunk"])
-            assert (chunk.offset, len(chunk.data)) == (data["offset"], data["size"])
-            whole += chunk.data
+            assert (chunk.offset, len(chunk.content())) == (data["offset"], data["size"])
+            whole += chunk.content()
     return whole
 
 
@@ -140,7 +141,7 @@ async def test_output_beyond_the_threshold_is_an_object_from_its_first_byte_on(b
 
     assert await read(bus, events) == written
     assert {"text" in events[0].data, "chunk" in events[-1].data} == {True}
-    assert b"".join(chunk.data for chunk in stored) == written
+    assert b"".join(chunk.content() for chunk in stored) == written
     assert [chunk.offset for chunk in stored] == sorted(chunk.offset for chunk in stored)
     assert box.written("stdout") == (written[-PREVIEW_BYTES:], False)
     assert stream.summary().sha256 == hashlib.sha256(written).hexdigest()
@@ -151,7 +152,7 @@ async def test_no_chunk_is_larger_than_its_bound_and_lines_stay_whole(bus: Bus) 
     async with writing(bus) as box:
         await box.output("stdout", lines(10 * OUTPUT_CHUNK_BYTES) + b"\n")
     named = [event.data for event in await outputs(bus) if "chunk" in event.data]
-    chunks = [(await bus.chunks_from(data["object"], data["chunk"]))[0].data for data in named]
+    chunks = [(await bus.chunks_from(data["object"], data["chunk"]))[0].content() for data in named]
 
     assert max(map(len, chunks)) <= OUTPUT_CHUNK_BYTES
     assert all(chunk.endswith(b"\n") for chunk in chunks)
@@ -203,12 +204,12 @@ async def test_a_full_store_ends_that_job_and_leaves_room_for_others(nats_server
     async with open_bus(nats_server, artifact_store_bytes=MIB) as bus:
         async with writing(bus, session="s2") as small, writing(bus, OutputLimits(collect=OUTPUT_CHUNK_BYTES)) as box:
             while not box.fault.done():
-                await box.output("stdout", b"x" * OUTPUT_CHUNK_BYTES)
+                await box.output("stdout", random.randbytes(OUTPUT_CHUNK_BYTES))
             await box.output("stdout", b"late")
             await small.output("stdout", b"fine\n")
         told = await artifacts.keep_output(bus, make_job(id="j1"), OutputLimits(offer=1), box.streams.values())
         async with writing(bus, OutputLimits(collect=OUTPUT_CHUNK_BYTES), session="s3") as after:
-            await after.output("stdout", b"y" * 5 * OUTPUT_CHUNK_BYTES)
+            await after.output("stdout", random.randbytes(5 * OUTPUT_CHUNK_BYTES))
 
     assert isinstance(box.fault.result(), OutputStoreFull)
     assert "artifact" not in told["stdout"]
@@ -264,7 +265,7 @@ async def test_chunks_that_had_to_be_sent_again_are_stored_in_their_order(bus: B
     found = await bus.read_chunks("s1.o1")
 
     assert numbers == sorted(set(numbers))
-    assert [chunk.data for chunk in found] == [b"a", b"b", b"c", b"d"]
+    assert [chunk.content() for chunk in found] == [b"a", b"b", b"c", b"d"]
     assert [chunk.offset for chunk in found] == [0, 1, 2, 3]
 
 
@@ -302,6 +303,19 @@ async def test_any_part_of_an_object_can_be_read(bus: Bus, start: int, end: int)
             break
     else:
         await mine.settle(await mine.put(written[at:]))
-    info = ObjectInfo("s1/j1", "s1.mine", len(written), hashlib.sha256(written).hexdigest(), mine.chunks, "text/plain")
+    info = mine.info("s1/j1", Summary(len(written), hashlib.sha256(written).hexdigest()), "text/plain")
 
     assert b"".join([piece async for piece in bus.read_object(info, start, end)]) == written[start:end]
+
+
+async def test_an_object_is_what_the_nats_command_line_can_read(bus: Bus) -> None:
+    """Its name, size and digest are those of the chunks as they are stored: one zstd frame behind the other."""
+    written = lines(5 * OUTPUT_CHUNK_BYTES)
+    async with writing(bus, artifact=True) as box:
+        await box.output("stdout", written)
+    await artifacts.keep_output(bus, make_job(id="j1", artifact=True), SMALL, box.streams.values())
+    found = await (await bus.client.jetstream().object_store("artifacts")).get("s1/j1")
+
+    assert found.info.size == len(found.data or b"") < len(written) // 2
+    with zstandard.ZstdDecompressor().stream_reader(found.data or b"", read_across_frames=True) as reader:
+        assert reader.read() == written

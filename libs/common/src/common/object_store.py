@@ -1,24 +1,23 @@
 """Objects of any size in JetStream's object store (NATS ADR-20): written with a window, read chunk by chunk.
 
 nats-py's own object store writes one chunk at a time and reads through a consumer. What is written here can be read by
-`nats object get artifacts <name>`.
+`nats object get artifacts <name>`, and unpacked by `zstd -d`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import nats.js.errors
+import zstandard
 
 from common import headers, subjects
 from common.buckets import Buckets
 from common.errors import StoreUnavailable
 from common.nats_connection import translated
+from common.object_info import ObjectInfo
 from common.object_writer import ObjectWriter
 from common.output import OUTPUT_CHUNK_BYTES
 from common.streams import ARTIFACTS, ARTIFACTS_BUCKET
@@ -31,6 +30,8 @@ LAG_S: Final = 2.0
 """How long a replica that is asked for a chunk may be behind the store's leader."""
 LAG_RETRY_S: Final = 0.05
 
+_unpacker: Final = zstandard.ZstdDecompressor()
+
 
 class PartLost(StoreUnavailable):
     """The store answers, and has a part of the object no more: it expired, or its session was closed."""
@@ -41,50 +42,13 @@ class Chunk(NamedTuple):
 
     seq: int
     offset: int
-    """Bytes of the object that come before it."""
-    data: bytes
+    """Bytes of the content that come before it."""
+    frame: bytes
+    """As it is stored: many times smaller than its content where that is text."""
 
-
-@dataclass(frozen=True)
-class ObjectInfo:
-    """What is known of an object that is complete, or was cut off and is kept."""
-
-    name: str
-    object_id: str
-    size: int
-    sha256: str
-    """In hex."""
-    chunks: int
-    media_type: str
-    metadata: dict[str, str] = field(default_factory=dict)
-
-    def encode(self) -> bytes:
-        digest = base64.urlsafe_b64encode(bytes.fromhex(self.sha256)).decode()
-        info: dict[str, Any] = {
-            "name": self.name,
-            "bucket": ARTIFACTS_BUCKET,
-            "nuid": self.object_id,
-            "size": self.size,
-            "chunks": self.chunks,
-            "digest": f"SHA-256={digest}",
-            "headers": {"Content-Type": [self.media_type]},
-            "metadata": self.metadata,
-            "options": {"max_chunk_size": OUTPUT_CHUNK_BYTES},
-        }
-        return json.dumps(info).encode()
-
-    @classmethod
-    def decode(cls, raw: bytes) -> ObjectInfo:
-        info = json.loads(raw)
-        return cls(
-            name=info["name"],
-            object_id=info["nuid"],
-            size=info["size"],
-            sha256=base64.urlsafe_b64decode(info["digest"].removeprefix("SHA-256=")).hex(),
-            chunks=info["chunks"],
-            media_type=info["headers"]["Content-Type"][0],
-            metadata=info.get("metadata") or {},
-        )
+    def content(self) -> bytes:
+        """At most OUTPUT_CHUNK_BYTES."""
+        return _unpacker.decompress(self.frame, max_output_size=OUTPUT_CHUNK_BYTES)
 
 
 class ObjectStore(Buckets):
@@ -161,8 +125,9 @@ class ObjectStore(Buckets):
             for chunk in found:
                 if chunk.offset < offset:
                     continue  # stored twice: the store was away for longer than it remembers ids
-                yield chunk.data[max(0, start - offset) : end - offset]
-                offset += len(chunk.data)
+                content = chunk.content()
+                yield content[max(0, start - offset) : end - offset]
+                offset += len(content)
                 if offset >= end:
                     return
             seq = found[-1].seq + 1
@@ -170,7 +135,7 @@ class ObjectStore(Buckets):
     async def _chunk_at(self, object_id: str, offset: int) -> Chunk | None:
         """The chunk that holds byte `offset`: found by halving, as chunks differ in size. None if there is none."""
         first = await self.read_chunks(object_id, at_most=1)
-        if not first or offset < len(first[0].data):
+        if not first or offset < len(first[0].content()):
             return first[0] if first else None
         known = first[0]
         low, high = known.seq + 1, (await self._last_chunk_seq(object_id)) + 1

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from typing import Final
 
 import nats.js.errors
+import zstandard
 
 from common import headers, subjects
 from common.errors import ArtifactStoreFull, StoreUnavailable
 from common.log import get
 from common.nats_connection import translated
+from common.object_info import ObjectInfo
+from common.output import Digest, Summary
 from common.publisher import Acknowledgement, Publisher
 from common.streams import ARTIFACTS_BUCKET
 
@@ -22,6 +25,9 @@ _log = get(__name__)
 
 WINDOW_CHUNKS: Final = 16
 """Chunks on their way to the store at once, 2 MiB at most: what a job holds in memory while the store is behind."""
+LEVEL: Final = 1
+"""zstd's: on one core of the test machine 0.7 GB/s for log lines, to a quarter of their size; 9 GB/s for what cannot be
+compressed, which it finds out at once."""
 RETRY_MIN_S: Final = 0.1
 RETRY_MAX_S: Final = 5.0
 
@@ -34,7 +40,10 @@ class SentChunk:
     """A chunk on its way: `ObjectWriter.settle()` waits for it."""
 
     offset: int
-    data: bytes
+    size: int
+    """Bytes of its content."""
+    frame: bytes
+    """The content, compressed."""
     msg_id: str
     sent: Acknowledgement | None
     """None if it could not even be sent."""
@@ -53,6 +62,8 @@ class ObjectWriter:
         self.full = False
         """The store had no room for a chunk: the object has a hole there, whatever was stored behind it."""
         self._put = 0
+        self._packer = zstandard.ZstdCompressor(level=LEVEL)
+        self._stored_digest = Digest()
         self._publisher = publisher
         self._delete_chunk = delete_chunk
         self._subject = subjects.chunks_of_object(ARTIFACTS_BUCKET, object_id)
@@ -62,8 +73,9 @@ class ObjectWriter:
     async def put(self, data: bytes) -> SentChunk:
         """Send a chunk. Waits while the window is full; a store that is away is left to `settle()`."""
         await self._room.acquire()
-        chunk = SentChunk(self._put, data, _new_id(), None)
+        chunk = SentChunk(self._put, len(data), self._packer.compress(data), _new_id(), None)
         self._put += len(data)
+        self._stored_digest.update(chunk.frame)
         self.chunks += 1
         try:
             chunk.sent = await self._send(chunk)
@@ -93,6 +105,18 @@ class ObjectWriter:
         finally:
             self._room.release()
         return seq
+
+    def info(self, name: str, content: Summary, media_type: str) -> ObjectInfo:
+        """What there is to know of the object when all is put; `content` is the summary of what was put."""
+        return ObjectInfo(
+            name=name,
+            object_id=self.object_id,
+            size=content.size,
+            sha256=content.sha256,
+            stored=self._stored_digest.summary(),
+            chunks=self.chunks,
+            media_type=media_type,
+        )
 
     def abandon(self) -> None:
         """Nothing will be settled any more: whoever waits in `put()` goes on."""
@@ -124,7 +148,7 @@ class ObjectWriter:
     async def _send(self, chunk: SentChunk) -> Acknowledgement:
         message_headers = {headers.MSG_ID: chunk.msg_id, headers.OFFSET: str(chunk.offset)}
         with translated("storing output"):
-            return await self._publisher.send(self._subject, chunk.data, message_headers)
+            return await self._publisher.send(self._subject, chunk.frame, message_headers)
 
     async def _remove(self, seq: int) -> None:
         wait_s = RETRY_MIN_S

@@ -17,7 +17,8 @@ from starlette.types import Receive, Scope, Send
 from common.artifacts import SIDE_STREAM, artifact_name
 from common.errors import StoreUnavailable, UnknownArtifact
 from common.log import get
-from common.object_store import ObjectInfo, PartLost
+from common.object_info import ObjectInfo
+from common.object_store import PartLost
 from gateway.authentication import TENANT
 from gateway.conditions import Span, Unsatisfiable, matches, range_holds, span
 from gateway.connections import Connections

@@ -44,7 +44,7 @@ class SpilledOutput:
         if chunk is None:
             told |= {"size": data["size"], "lost": True}
         else:
-            text = as_text(chunk.data)
+            text = as_text(chunk.content())
             told |= {"text": text} if isinstance(text, str) else {"data": text}
         return StoredEvent(stored.seq, stored.event.model_copy(update={"data": told}))
 
@@ -69,7 +69,7 @@ class SpilledOutput:
 
     def _drop(self, ahead: deque[Chunk]) -> Chunk:
         chunk = ahead.popleft()
-        self._share.give(len(chunk.data))
+        self._share.give(len(chunk.frame))
         return chunk
 
     async def _read(self, object_id: str, seq: int) -> tuple[Chunk | None, deque[Chunk]]:
@@ -83,7 +83,7 @@ class SpilledOutput:
                 self._share.give(READ_BATCH_BYTES)
         ahead = deque[Chunk]()
         for chunk in found[1:]:
-            if not self._share.try_take(len(chunk.data)):
+            if not self._share.try_take(len(chunk.frame)):
                 break
             ahead.append(chunk)
         return (found[0] if found else None), ahead

@@ -12,7 +12,7 @@ from common import subjects
 from common.artifacts import upload_name
 from common.bus import Bus
 from common.errors import PayloadTooLarge, StoreUnavailable
-from common.object_store import ObjectInfo
+from common.object_info import ObjectInfo
 from common.object_writer import WINDOW_CHUNKS, ObjectWriter, SentChunk
 from common.output import chunks, process
 
@@ -39,14 +39,7 @@ async def store_upload(bus: Bus, session: str, job: str, content: AsyncIterable[
         summary = await process(chunks(_bounded(content, limit)), put)
         while sent:
             await _settle(writer, sent.popleft())
-        info = ObjectInfo(
-            name=upload_name(session, job),
-            object_id=writer.object_id,
-            size=summary.size,
-            sha256=summary.sha256,
-            chunks=writer.chunks,
-            media_type="application/octet-stream",
-        )
+        info = writer.info(upload_name(session, job), summary, "application/octet-stream")
         await bus.name_object(info)
     except BaseException:
         with suppress(StoreUnavailable):  # it expires

@@ -12,7 +12,7 @@ from common.bus import Bus
 from common.ending import Ending
 from common.errors import StoreUnavailable
 from common.log import get
-from common.object_store import ObjectInfo
+from common.object_info import ObjectInfo
 from common.schema import Job, now_ms
 from worker.output_stream import OutputLimits, OutputStream
 
@@ -38,14 +38,8 @@ async def keep_output(
             continue
         if writer is None or not (job.artifact or summary.size > limits.offer):
             continue
-        info = ObjectInfo(
-            name=artifact_name(job.session, job.id, stream.name),
-            object_id=writer.object_id,
-            size=summary.size,
-            sha256=summary.sha256,
-            chunks=writer.chunks,
-            media_type=_media_type(stream),
-        )
+        name = artifact_name(job.session, job.id, stream.name)
+        info = writer.info(name, summary, _media_type(stream))
         if await _name(bus, info):
             told[stream.name]["artifact"] = {
                 "uri": artifact_uri(job.session, job.id, stream.name),

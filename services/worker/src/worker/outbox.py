@@ -263,7 +263,7 @@ class Outbox:
             return []
         if item.repeated or stream.writer.full:
             return []  # a smaller chunk may have found room behind one that did not: its event would follow a gap
-        data: dict[str, Any] = {"stream": stream.name, "offset": chunk.offset, "size": len(chunk.data)}
+        data: dict[str, Any] = {"stream": stream.name, "offset": chunk.offset, "size": chunk.size}
         if not self._job.artifact:
             data |= {"object": stream.writer.object_id, "chunk": seq}
         return [_Told("output", data)]

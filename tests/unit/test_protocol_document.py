@@ -17,6 +17,7 @@ import common.job_errors
 import common.schema
 import gateway.problem
 import worker.errors
+import worker.files_errors
 from common import headers, streams, subjects
 from common.errors import (
     CallerError,
@@ -177,7 +178,7 @@ def test_the_outcomes_are_those_of_the_table() -> None:
 
 def errors() -> set[type[ServiceError]]:
     """Every error of the services that can be raised: those that others derive from only group them."""
-    modules = (common.errors, common.job_errors, common.catalog, gateway.problem, worker.errors)
+    modules = (common.errors, common.job_errors, common.catalog, gateway.problem, worker.errors, worker.files_errors)
     found = {
         cls
         for module in modules

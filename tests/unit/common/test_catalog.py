@@ -185,7 +185,7 @@ def test_an_entry_with_nothing_but_its_image_has_the_documented_defaults() -> No
         "secrets": {},
         "scope": "shared",
         "pool": {"min": 1, "max": 4},
-        "limits": {"memory_mb": 256, "cpus": 1.0, "pids": 64, "tmpfs_mb": 64},
+        "limits": {"memory_mb": 256, "cpus": 1.0, "pids": 64, "tmpfs_mb": 64, "files_mb": 64},
         "network": "none",
         "runtime": None,
         "timeouts": {"start_s": 20.0, "queue_s": 600.0, "job_ms": None, "heartbeat_ms": None, "idle_s": 300.0},
@@ -235,6 +235,16 @@ def test_commands_run_in_a_container_that_is_not_shared(scope: str) -> None:
     assert spec(kind="exec", scope=scope).scope == scope
 
 
+def test_what_a_session_container_keeps_in_memory_leaves_room_for_the_tool() -> None:
+    """Only there: other containers have no files directory."""
+    limits = {"memory_mb": 128, "tmpfs_mb": 64, "files_mb": 64}
+
+    with pytest.raises(ValidationError, match=r"tmpfs_mb \(64\) and files_mb \(64\) must together be below memory_mb"):
+        spec(scope="session", limits=limits)
+    assert spec(scope="session", limits={**limits, "files_mb": 63}).limits.files_mb == 63
+    assert spec(scope="call", limits=limits).limits.files_mb == 64
+
+
 # --- fingerprint ----------------------------------------------------------------------------------------------
 
 
@@ -249,6 +259,7 @@ def test_commands_run_in_a_container_that_is_not_shared(scope: str) -> None:
         {"secrets": {"A": "env:A"}},
         {"limits": {"memory_mb": 512}},
         {"limits": {"cpus": 0.5}},
+        {"limits": {"files_mb": 8}},
         {"network": "bridge"},
         {"runtime": "runsc"},
     ],

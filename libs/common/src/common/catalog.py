@@ -50,6 +50,8 @@ class ContainerLimits(_Part):
     pids: int = Field(default=64, ge=8)
     tmpfs_mb: int = Field(default=64, ge=1)
     """Size of /tmp. Charged to memory_mb, so it must be smaller."""
+    files_mb: int = Field(default=64, ge=1)
+    """Size of the files directory of a `session` container. What a tool writes there is charged to memory_mb."""
 
     @model_validator(mode="after")
     def _tmpfs_fits(self) -> Self:
@@ -113,6 +115,16 @@ class ServerSpec(_Part):
     def _exec_is_never_shared(self) -> Self:
         if self.kind == "exec" and self.scope == "shared":
             raise ValueError("scope must be session or call when kind is exec: commands keep files")
+        return self
+
+    @model_validator(mode="after")
+    def _files_fit(self) -> Self:
+        limits = self.limits
+        if self.scope == "session" and limits.tmpfs_mb + limits.files_mb >= limits.memory_mb:
+            raise ValueError(
+                f"limits: tmpfs_mb ({limits.tmpfs_mb}) and files_mb ({limits.files_mb})"
+                f" must together be below memory_mb ({limits.memory_mb}) when scope is session"
+            )
         return self
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 from common.catalog import ServerSpec
-from worker.engine import ContainerEngine, ContainerSpec, Duplex
+from worker.engine import FILES_DIR, ContainerEngine, ContainerSpec, Duplex
 from worker.errors import EngineUnavailable, ServerGone
 from worker.mcp_connection import McpConnection
 
@@ -63,13 +63,18 @@ class ToolContainer:
 def container_spec(
     server: str, spec: ServerSpec, env: Mapping[str, str], command: list[str] | None, labels: Mapping[str, str]
 ) -> ContainerSpec:
-    """The container of a catalog entry, with its secrets looked up in `env`."""
+    """The container of a catalog entry, with its secrets looked up in `env`.
+
+    Only one that belongs to a session has a files directory: elsewhere a file would be there for others, or for nobody.
+    """
+    keeps_files = spec.scope == "session"
     return ContainerSpec(
         image=spec.image,
         command=command,
-        env=env,
+        env={**env, "FILES_DIR": FILES_DIR} if keeps_files else env,
         labels={**labels, "mcp-orchestrator.server": server, "mcp-orchestrator.scope": spec.scope},
         limits=spec.limits,
         network=spec.network,
         runtime=spec.runtime,
+        files_mb=spec.limits.files_mb if keeps_files else None,
     )

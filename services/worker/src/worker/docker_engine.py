@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -19,8 +19,10 @@ from aiodocker.exceptions import DockerError
 from aiodocker.execs import Exec
 from aiodocker.stream import Stream
 
-from worker.engine import ContainerInfo, ContainerSpec, ContainerState, Duplex, Frame
-from worker.errors import ContainerStartFailed, EngineUnavailable, ServerGone
+from worker import docker_archive
+from worker.docker_errors import translated
+from worker.engine import FILES_DIR, MAX_FILES, ContainerInfo, ContainerSpec, ContainerState, Duplex, Frame, PathStat
+from worker.errors import ContainerStartFailed, ServerGone
 
 API_VERSION = "v1.41"
 CALL_TIMEOUT_S = 60.0
@@ -33,17 +35,6 @@ _NO_ENGINE = 900
 
 # What a dead stream raises on a write: see the module docstring.
 _STREAM_ENDED = (AssertionError, RuntimeError, OSError, aiohttp.ClientError)
-
-
-@contextmanager
-def _translated(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except DockerError as exc:
-        # What a call expects (no such image, already gone) it handles itself; the rest is the engine's failure.
-        raise EngineUnavailable(f"{doing}: the container engine failed: {exc.status} {exc.message}") from exc
-    except (aiohttp.ClientError, TimeoutError, OSError) as exc:
-        raise EngineUnavailable(f"{doing}: the container engine does not answer ({type(exc).__name__})") from exc
 
 
 class _DockerDuplex:
@@ -79,7 +70,7 @@ class _DockerProcess:
         self.output = output
 
     async def exit_code(self) -> int | None:
-        with _translated("looking at a command"):
+        with translated("looking at a command"):
             state = await self._process.inspect()
         return None if state["Running"] else state["ExitCode"]
 
@@ -93,12 +84,12 @@ class DockerEngine:
 
     async def identity(self) -> str:
         if not self._identity:
-            with _translated("asking the engine who it is"):
+            with translated("asking the engine who it is"):
                 self._identity = str((await self._docker.system.info())["ID"])
         return self._identity
 
     async def image_digest(self, image: str) -> str:
-        with _translated(f"looking for image {image}"):
+        with translated(f"looking for image {image}"):
             try:
                 found = await self._docker.images.inspect(image)
             except DockerError as exc:
@@ -109,7 +100,7 @@ class DockerEngine:
         return digest
 
     async def create(self, spec: ContainerSpec) -> str:
-        with _translated("creating a container"):
+        with translated("creating a container"):
             try:
                 container = await self._docker.containers.create(_config(spec))
             except DockerError as exc:
@@ -124,12 +115,12 @@ class DockerEngine:
 
     async def attach(self, container: str) -> Duplex:
         stream = self._docker.containers.container(container).attach(stdin=True, stdout=True, stderr=True)
-        with _translated("attaching to a container"):
+        with translated("attaching to a container"):
             await stream._init()  # the public way in is `async with`, which would tie it to one task
         return _DockerDuplex(stream)
 
     async def start(self, container: str) -> None:
-        with _translated("starting a container"):
+        with translated("starting a container"):
             try:
                 await self._docker.containers.container(container).start()
             except DockerError as exc:
@@ -138,7 +129,7 @@ class DockerEngine:
                 raise
 
     async def execute(self, container: str, command: Sequence[str]) -> _DockerProcess:
-        with _translated("starting a command"):
+        with translated("starting a command"):
             try:
                 process = await self._docker.containers.container(container).exec(list(command))
                 stream = process.start(detach=False)
@@ -150,7 +141,7 @@ class DockerEngine:
         return _DockerProcess(process, _DockerDuplex(stream))
 
     async def inspect(self, container: str) -> ContainerState | None:
-        with _translated("looking at a container"):
+        with translated("looking at a container"):
             try:
                 found = await self._docker.containers.container(container).show()
             except DockerError as exc:
@@ -164,9 +155,9 @@ class DockerEngine:
     async def remove(self, container: str) -> None:
         async with asyncio.timeout(GONE_TIMEOUT_S):
             while True:
-                with _translated("removing a container"):
+                with translated("removing a container"):
                     try:
-                        await self._docker.containers.container(container).delete(force=True)
+                        await self._docker.containers.container(container).delete(force=True, v=True)
                     except DockerError as exc:
                         if exc.status == 404:
                             return
@@ -177,9 +168,35 @@ class DockerEngine:
                     return
                 await asyncio.sleep(0.05)
 
+    async def pause(self, container: str) -> None:
+        with translated("pausing a container"):
+            try:
+                await self._docker.containers.container(container).pause()
+            except DockerError as exc:
+                if exc.status in (404, 409):
+                    raise ServerGone("the container does not run") from exc
+                raise
+
+    async def resume(self, container: str) -> None:
+        with translated("resuming a container"):
+            try:
+                await self._docker.containers.container(container).unpause()
+            except DockerError as exc:
+                if exc.status not in (404, 409) and "is not paused" not in exc.message:
+                    raise
+
+    async def stat(self, container: str, path: str) -> PathStat | None:
+        return await docker_archive.stat(self._docker, container, path)
+
+    async def put_archive(self, container: str, folder: str, tar: AsyncIterable[bytes]) -> None:
+        await docker_archive.put_archive(self._docker, container, folder, tar)
+
+    def get_archive(self, container: str, path: str) -> AsyncGenerator[bytes]:
+        return docker_archive.get_archive(self._docker, container, path)
+
     async def containers(self, labels: Mapping[str, str]) -> list[ContainerInfo]:
         wanted = [f"{name}={value}" if value else name for name, value in labels.items()]
-        with _translated("listing containers"):
+        with translated("listing containers"):
             found = await self._docker.containers.list(all=True, filters=json.dumps({"label": wanted}))
         return [
             ContainerInfo(
@@ -233,6 +250,8 @@ def _config(spec: ContainerSpec) -> dict[str, Any]:
             {"Name": "core", "Soft": 0, "Hard": 0},
         ],
     }
+    if spec.files_mb is not None:
+        host["Mounts"] = [_files_volume(spec)]
     if spec.runtime:
         host["Runtime"] = spec.runtime
     config: dict[str, Any] = {
@@ -253,3 +272,11 @@ def _config(spec: ContainerSpec) -> dict[str, Any]:
     if spec.command is not None:
         config["Cmd"] = list(spec.command)
     return config
+
+
+def _files_volume(spec: ContainerSpec) -> dict[str, Any]:
+    """A volume without a name, made and removed with its container; a tmpfs, so that it has a size (docs/adr/0016)."""
+    uid, gid = spec.user.split(":")
+    options = f"size={spec.files_mb}m,nr_inodes={MAX_FILES},mode=0700,uid={uid},gid={gid},noexec,nosuid,nodev"
+    driver = {"Name": "local", "Options": {"type": "tmpfs", "device": "tmpfs", "o": options}}
+    return {"Type": "volume", "Target": FILES_DIR, "VolumeOptions": {"NoCopy": True, "DriverConfig": driver}}

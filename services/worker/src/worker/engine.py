@@ -6,9 +6,9 @@ own deadline inside; none waits for ever.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from common.catalog import ContainerLimits
 
@@ -16,6 +16,11 @@ STDOUT = 1
 STDERR = 2
 
 UNPRIVILEGED = "65534:65534"
+
+FILES_DIR = "/files"
+"""Where a container's files directory is. Besides /tmp the only place that it can write to."""
+MAX_FILES = 16_384
+"""Files, folders and links that a files directory can hold."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class ContainerSpec:
     network: str = "none"
     runtime: str | None = None
     user: str = UNPRIVILEGED
+    files_mb: int | None = None
+    """Size of its files directory, in memory; None: it has none."""
 
 
 class Frame(NamedTuple):
@@ -53,6 +60,22 @@ class ContainerInfo:
     labels: Mapping[str, str] = field(default_factory=dict)
     created_s: float = 0.0
     """Unix time."""
+
+
+PathKind = Literal["file", "folder", "symlink", "other"]
+
+
+@dataclass(frozen=True)
+class PathStat:
+    """What stands at a path of a container; a symlink is not followed."""
+
+    kind: PathKind
+    size: int
+    """Bytes."""
+    mtime_ms: int
+    """Unix time."""
+    target: str = ""
+    """Where a symlink leads to, as an absolute path; empty if that cannot be found out."""
 
 
 class Duplex(Protocol):
@@ -125,7 +148,50 @@ class ContainerEngine(Protocol):
         """None if there is no such container."""
 
     async def remove(self, container: str) -> None:
-        """Kill and delete. Returns when the container is gone; it is no error if it already was."""
+        """Kill and delete, with its files. Returns when the container is gone; it is no error if it already was."""
+
+    async def pause(self, container: str) -> None:
+        """Freeze every process of a running container. Returns when none runs any more; a second one is an error.
+
+        Raises:
+            ServerGone: if the container does not run.
+        """
+
+    async def resume(self, container: str) -> None:
+        """Undo `pause`; it is no error if there is nothing to undo. Waits for an archive that is under way."""
+
+    async def stat(self, container: str, path: str) -> PathStat | None:
+        """What stands at an absolute path; None if nothing does. Folders on the way to it are followed if symlinks.
+
+        Raises:
+            ServerGone: if there is no such container.
+        """
+
+    async def put_archive(self, container: str, folder: str, tar: AsyncIterable[bytes]) -> None:
+        """Unpack a tar stream into a folder, as root. Returns when it is unpacked.
+
+        Nothing is overwritten by a thing of another kind: no folder by a file. What fails may leave a part behind.
+        While it is under way the engine answers nothing else about the container, also no `remove`. It gives up when
+        no piece came, or was taken, for 30 s.
+
+        Raises:
+            ServerGone: if there is no such container.
+            NoSuchFile: if there is no such folder.
+            FilesUnavailable: if nothing can be written there.
+            NoSpace: if the files directory is full.
+            ServiceError: what `tar` raises.
+        """
+
+    def get_archive(self, container: str, path: str) -> AsyncGenerator[bytes]:
+        """The tar stream of a file, or of a folder with all in it, in pieces of at most 128 KiB.
+
+        While it is under way the engine answers nothing else about the container, also no `remove`: close it. It
+        gives up when no piece came for 30 s.
+
+        Raises:
+            ServerGone: if there is no such container.
+            NoSuchFile: if nothing stands at the path.
+        """
 
     async def containers(self, labels: Mapping[str, str]) -> list[ContainerInfo]:
         """Every container with these labels, running or not. An empty value matches any."""

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, suppress
 from dataclasses import replace
-from typing import Any
 
-import aiodocker
-import aiohttp
 import pytest
+from aiodocker.exceptions import DockerError
 
-from common.catalog import ContainerLimits, ServerSpec
+from common.catalog import ContainerLimits
 from common.errors import StoreUnavailable
-from worker.container import container_spec
+from tests.container_rig import LABEL, SESSION, container, raw, shell, spec_of, volume_names, volumes_of
+from worker.docker_archive import EMPTY_IMAGE, WINDOW_LABEL
 from worker.docker_engine import DockerEngine, open_docker_engine
-from worker.engine import ContainerSpec, PathStat
+from worker.engine import PathStat
 from worker.errors import EngineUnavailable, ServerGone
-from worker.executors.exec import IDLE_COMMAND
-from worker.files_errors import FilesUnavailable, NoSpace, NoSuchFile
+from worker.files_errors import FileChanged, FilesUnavailable, NoSpace, NoSuchFile
 from worker.tar_stream import TarEntry, TarReader, file_tar
 
 pytestmark = pytest.mark.docker
-
-IMAGE = "mcp-orchestrator/exec:local"
-LABEL = "mcp-orchestrator.test-of-files"
-SESSION = ServerSpec(kind="exec", image=IMAGE, scope="session", limits=ContainerLimits(files_mb=8))
 
 
 @pytest.fixture
@@ -35,36 +29,11 @@ async def engine(docker_host: str) -> AsyncIterator[DockerEngine]:
         yield opened
 
 
-def spec_of(server: ServerSpec) -> ContainerSpec:
-    return container_spec("exec", server, {}, list(IDLE_COMMAND), {LABEL: "1"})
-
-
-@asynccontextmanager
-async def container(engine: DockerEngine, spec: ContainerSpec) -> AsyncIterator[str]:
-    made = await engine.create(spec)
-    try:
-        await engine.start(made)
-        yield made
-    finally:
-        await engine.remove(made)
-
-
 @pytest.fixture
 async def box(engine: DockerEngine) -> AsyncIterator[str]:
     """A running container of a `session` server, with nothing in its files directory."""
     async with container(engine, spec_of(SESSION)) as made:
         yield made
-
-
-async def shell(engine: DockerEngine, box: str, command: str) -> str:
-    """What a command in the container says, as the tool's user."""
-    process = await engine.execute(box, ["/bin/sh", "-c", command])
-    said = b""
-    async with asyncio.timeout(20):
-        while (frame := await process.output.read()) is not None:
-            said += frame.data
-    await process.output.close()
-    return said.decode().strip()
 
 
 async def chunks(content: bytes, size: int = 100_000) -> AsyncIterator[bytes]:
@@ -89,29 +58,6 @@ async def got(engine: DockerEngine, box: str, path: str) -> dict[str, tuple[TarE
                     found[name] = found[name][0], found[name][1] + item
     reader.close()
     return found
-
-
-async def volumes_of(docker_host: str, box: str) -> list[dict[str, Any]]:
-    """The volumes that a container has, as the engine tells."""
-    async with raw(docker_host) as docker:
-        shown = await docker.containers.container(box).show()
-        return [mount for mount in shown["Mounts"] if mount["Type"] == "volume"]
-
-
-@asynccontextmanager
-async def raw(docker_host: str) -> AsyncIterator[aiodocker.Docker]:
-    connector = aiohttp.UnixConnector(docker_host.removeprefix("unix://"))
-    docker = aiodocker.Docker(url="unix://localhost", connector=connector, api_version="v1.41")
-    try:
-        yield docker
-    finally:
-        await docker.close()
-        await connector.close()
-
-
-async def volume_names(docker_host: str) -> set[str]:
-    async with raw(docker_host) as docker:
-        return {volume["Name"] for volume in (await docker.volumes.list())["Volumes"] or []}  # type: ignore[no-untyped-call]
 
 
 # --- the directory ------------------------------------------------------------------------------------------------
@@ -145,6 +91,8 @@ async def test_a_container_that_belongs_to_no_session_has_no_files_directory(eng
         assert "FILES_DIR" not in spec.env
         assert await engine.stat(box, "/files") is None
         with pytest.raises(FilesUnavailable):
+            await engine.open_window(box)
+        with pytest.raises(FilesUnavailable):
             await put(engine, box, "x", b"1", "/tmp")
 
 
@@ -171,14 +119,12 @@ async def test_what_is_put_does_not_count_towards_the_containers_memory(docker_h
 
 
 async def test_the_volume_goes_with_its_container(docker_host: str, engine: DockerEngine) -> None:
-    """Whatever state it is in: made, running, paused, ended."""
+    """Whatever state it is in: made, running, ended."""
     names = set()
-    for state in ("created", "running", "paused", "ended"):
+    for state in ("created", "running", "ended"):
         box = await engine.create(spec_of(SESSION))
         if state != "created":
             await engine.start(box)
-        if state == "paused":
-            await engine.pause(box)
         if state == "ended":
             await shell(engine, box, "kill -9 -1")
         [volume] = await volumes_of(docker_host, box)
@@ -186,7 +132,7 @@ async def test_the_volume_goes_with_its_container(docker_host: str, engine: Dock
         assert volume["Name"] in await volume_names(docker_host)
         await engine.remove(box)
 
-    assert len(names) == 4
+    assert len(names) == 3
     assert names.isdisjoint(await volume_names(docker_host))
 
 
@@ -258,7 +204,7 @@ async def test_a_file_takes_the_place_of_a_link_and_never_that_of_a_folder(engin
     await shell(engine, box, "cd /files; mkdir -p d/e; echo old >f; ln -s f l; ln -s /etc/passwd p")
     await put(engine, box, "l", b"new")
     await put(engine, box, "p", b"new")
-    with pytest.raises(EngineUnavailable, match="cannot overwrite directory"):
+    with pytest.raises(FileChanged):
         await put(engine, box, "d", b"new")
 
     assert await shell(engine, box, "cd /files; cat f l p; ls d; head -c 5 /etc/passwd") == "old\nnewnewe\nroot:"
@@ -345,29 +291,95 @@ async def test_an_engine_that_stands_still_is_given_up(
         await engine.put_archive(box, "/files", slow(5))
 
 
-# --- freezing -----------------------------------------------------------------------------------------------------
+# --- windows ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_paused_container_does_nothing_until_it_is_resumed(engine: DockerEngine, box: str) -> None:
-    """And files go in and out meanwhile."""
-    await shell(engine, box, "(while :; do date +%N >/files/clock; done) >/dev/null 2>&1 & sleep 0.2")
-    await engine.pause(box)
-    before = await got(engine, box, "/files/clock")
-    await put(engine, box, "f", b"123")
-    assert (await got(engine, box, "/files/f"))["f"][1] == b"123"
-    assert await got(engine, box, "/files/clock") == before
-    await engine.resume(box)
+async def test_a_window_shows_the_files_directory_and_nothing_else(engine: DockerEngine, box: str) -> None:
+    """Both ways; a symlink in it leads to nothing, for reading and for writing, however it is reached."""
+    await shell(engine, box, "cd /files; echo own >own; ln -s /etc etc; ln -s ../etc/passwd passwd; ln -s / root")
+    window = await engine.open_window(box)
+    try:
+        for path in ("/files/etc/passwd", "/etc/passwd", "/files/root/etc/passwd", "/bin/sh", "/files/root/tmp/x"):
+            with pytest.raises(NoSuchFile):
+                await got(engine, window, path)
+        assert (await got(engine, window, "/files/own"))["own"][1] == b"own\n"
+        for name in ("in", "etc/harm", "root/tmp/harm", "root/harm"):
+            await put(engine, window, name, b"in")
+    finally:
+        await engine.remove(window)
 
-    assert await shell(engine, box, "cat /files/f") == "123"
+    assert await shell(engine, box, "cat /files/in; ls /etc/harm /tmp /harm 2>/dev/null") == "in/tmp:"
+    assert await shell(engine, box, "ls /files") == "etc\nin\nown\npasswd\nroot"
 
 
-async def test_pausing_and_resuming_say_what_cannot_be(engine: DockerEngine, box: str) -> None:
-    """Resuming asks for a state and is content when it is there."""
-    await engine.resume(box)
-    await engine.pause(box)
+async def test_a_transfer_through_a_window_does_not_lock_the_container(engine: DockerEngine, box: str) -> None:
+    """Its calls go on, and it can be removed."""
+    await put(engine, box, "f", b"x" * 8_000_000)
+    window = await engine.open_window(box)
+    try:
+        async with aclosing(engine.get_archive(window, "/files/f")) as pieces, asyncio.timeout(5):
+            assert await anext(pieces)
+            assert await shell(engine, box, "echo runs") == "runs"
+            await engine.remove(box)
+            assert await engine.inspect(box) is None
+    finally:
+        await engine.remove(window)
+
+
+@pytest.mark.parametrize("window_first", [True, False])
+@pytest.mark.parametrize("under_way", [True, False])
+async def test_whichever_of_window_and_container_goes_last_takes_the_volume_along(
+    docker_host: str, engine: DockerEngine, box: str, window_first: bool, under_way: bool
+) -> None:
+    """Also where the other one is removed in the middle of a transfer."""
+    await put(engine, box, "f", b"x" * 8_000_000)
+    [volume] = await volumes_of(docker_host, box)
+    window = await engine.open_window(box)
+    async with aclosing(engine.get_archive(window, "/files/f")) as pieces:
+        if under_way:
+            assert await anext(pieces)
+        if not window_first:
+            await engine.remove(box)
+    await engine.remove(window)
+    if window_first:
+        assert await shell(engine, box, "wc -c </files/f") == "8000000"
+        await engine.remove(box)
+
+    assert volume["Name"] not in await volume_names(docker_host)
+
+
+async def test_a_window_belongs_to_the_worker_of_its_container(engine: DockerEngine, box: str) -> None:
+    """So that it is removed with what the worker leaves."""
+    window = await engine.open_window(box)
+    try:
+        found = {each.id: each for each in await engine.containers({LABEL: ""})}
+        labels = {name: value for name, value in found[box].labels.items() if name.startswith("mcp-orchestrator.")}
+        assert found[window].labels == {**labels, WINDOW_LABEL: box[:12]}
+        assert not found[window].running
+    finally:
+        await engine.remove(window)
+
+
+async def test_the_empty_image_is_made_where_it_is_missing(docker_host: str, engine: DockerEngine, box: str) -> None:
+    """Somebody tidied the engine up."""
+    async with raw(docker_host) as docker:
+        with suppress(DockerError):
+            await docker.images.delete(EMPTY_IMAGE, force=True)
+    window = await engine.open_window(box)
+    await engine.remove(window)
+
+    async with raw(docker_host) as docker:
+        assert (await docker.images.inspect(EMPTY_IMAGE))["Size"] == 0
+
+
+async def test_there_is_a_window_only_to_a_container_that_runs(engine: DockerEngine, box: str) -> None:
+    """The files of one that has ended are gone."""
+    await shell(engine, box, "kill -9 -1")
+    async with asyncio.timeout(10):
+        while (state := await engine.inspect(box)) is None or state.running:
+            await asyncio.sleep(0.05)
     with pytest.raises(ServerGone):
-        await engine.pause(box)
+        await engine.open_window(box)
     await engine.remove(box)
-    await engine.resume(box)
     with pytest.raises(ServerGone):
-        await engine.pause(box)
+        await engine.open_window(box)

@@ -168,22 +168,8 @@ class DockerEngine:
                     return
                 await asyncio.sleep(0.05)
 
-    async def pause(self, container: str) -> None:
-        with translated("pausing a container"):
-            try:
-                await self._docker.containers.container(container).pause()
-            except DockerError as exc:
-                if exc.status in (404, 409):
-                    raise ServerGone("the container does not run") from exc
-                raise
-
-    async def resume(self, container: str) -> None:
-        with translated("resuming a container"):
-            try:
-                await self._docker.containers.container(container).unpause()
-            except DockerError as exc:
-                if exc.status not in (404, 409) and "is not paused" not in exc.message:
-                    raise
+    async def open_window(self, container: str) -> str:
+        return await docker_archive.open_window(self._docker, container)
 
     async def stat(self, container: str, path: str) -> PathStat | None:
         return await docker_archive.stat(self._docker, container, path)

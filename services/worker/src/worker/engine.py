@@ -150,21 +150,23 @@ class ContainerEngine(Protocol):
     async def remove(self, container: str) -> None:
         """Kill and delete, with its files. Returns when the container is gone; it is no error if it already was."""
 
-    async def pause(self, container: str) -> None:
-        """Freeze every process of a running container. Returns when none runs any more; a second one is an error.
+    async def open_window(self, container: str) -> str:
+        """Make a container that never runs and has nothing but the files directory of a running one; return its id.
+
+        What is put and got through it cannot touch anything else: no symlink leads out of it, and its engine's lock is
+        not that of the other container. Belongs to the same worker; `remove` closes it.
 
         Raises:
             ServerGone: if the container does not run.
+            FilesUnavailable: if it has no files directory.
         """
 
-    async def resume(self, container: str) -> None:
-        """Undo `pause`; it is no error if there is nothing to undo. Waits for an archive that is under way."""
-
     async def stat(self, container: str, path: str) -> PathStat | None:
-        """What stands at an absolute path; None if nothing does. Folders on the way to it are followed if symlinks.
+        """What stands at an absolute path; None if nothing does. Symlinks on the way to it are followed.
 
         Raises:
             ServerGone: if there is no such container.
+            FileChanged: if that changes while it is looked at.
         """
 
     async def put_archive(self, container: str, folder: str, tar: AsyncIterable[bytes]) -> None:
@@ -179,6 +181,7 @@ class ContainerEngine(Protocol):
             NoSuchFile: if there is no such folder.
             FilesUnavailable: if nothing can be written there.
             NoSpace: if the files directory is full.
+            FileChanged: if something else happened there meanwhile.
             ServiceError: what `tar` raises.
         """
 

@@ -2,12 +2,14 @@
 
 JobError                        (common.job_errors) stands in the job's `result` event, with its `outcome`
 ├── InvalidPath                 failed: it breaks a rule of paths
+├── InvalidFilesCall            failed: no call that this worker knows
 ├── NoSuchFile                  failed: nothing stands there
 ├── NotAFile                    failed: a folder, a symlink (never followed) or something else stands there
 ├── NotAFolder                  failed: something else stands there, or on the way
 ├── FileTooLarge                failed: beyond what a transfer may carry
 ├── NoSpace                     failed: the files directory is full, or too small
 ├── ContentMismatch             failed: what came is not what was announced
+├── FileChanged                 failed: the tool changed what stands there during the transfer
 ├── UploadUnavailable           failed: the uploaded bytes cannot be read from the store
 └── FilesUnavailable            failed: the server's containers have no files directory
 """
@@ -30,6 +32,15 @@ class InvalidPath(JobError):
 
     def __init__(self, path: str, rule: str) -> None:
         super().__init__(f"the path {path[:256]!r} cannot be used: {rule}", path=path[:256], rule=rule)
+
+
+class InvalidFilesCall(JobError):
+    """Of a gateway of another version."""
+
+    type = "invalid_files_call"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the worker does not know this call: {what}; are gateways and workers of one version?")
 
 
 class NoSuchFile(JobError):
@@ -97,6 +108,14 @@ class ContentMismatch(JobError):
             announced=announced,
             found=found,
         )
+
+
+class FileChanged(JobError):
+    type = "file_changed"
+    retryable = True
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"what stands at {path!r} was changed while it was transferred; try again", path=path)
 
 
 class UploadUnavailable(JobError):

@@ -21,7 +21,8 @@ MAX_EXTENSION_BYTES = 64 * 1024
 
 _LARGEST = 2**62
 _BLOCK = tarfile.BLOCKSIZE
-_END = bytes(2 * _BLOCK)
+END = bytes(2 * _BLOCK)
+"""An archive that has nothing more in it."""
 _TYPES: dict[bytes, EntryType] = {
     tarfile.REGTYPE: "file",
     tarfile.AREGTYPE: "file",
@@ -65,7 +66,7 @@ async def file_tar(
         yield chunk
     if left:
         raise TarFault(f"{name}: {left} of its {size} bytes are missing")
-    yield bytes(-size % _BLOCK) + _END
+    yield bytes(-size % _BLOCK) + END
 
 
 def _header(name: str, type_: bytes, mode: int, size: int, mtime_s: int) -> bytes:

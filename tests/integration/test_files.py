@@ -66,6 +66,9 @@ class Objects:
                 await self.goes_on.wait()
             yield content[at : at + 100_000]
 
+    async def remove(self, object_name: str) -> None:
+        """It may be put once more by another test."""
+
 
 class Output:
     """What a get has brought; may stand still at the first piece."""

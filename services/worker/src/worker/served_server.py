@@ -24,6 +24,7 @@ from worker.engine import ContainerEngine
 from worker.errors import ContainerStartFailed, PoolExhausted, ServerGone
 from worker.executors.contract import Beginner, Executor
 from worker.executors.exec import IDLE_COMMAND, ExecExecutor
+from worker.executors.files import FilesExecutor
 from worker.executors.mcp import McpExecutor
 from worker.heartbeat import Heartbeat
 from worker.leases import Lease, Leases
@@ -31,6 +32,7 @@ from worker.output_stream import OutputLimits
 from worker.pool import Acquired, Pool
 from worker.runner import Runner
 from worker.slots import Slots
+from worker.uploads import Uploads
 
 _log = get(__name__)
 
@@ -81,6 +83,13 @@ class ServedServer:
             command = command or list(IDLE_COMMAND)
         else:
             self.executor = McpExecutor(spec.timeouts.start_s, tasks, worker.output_limits)
+        self._files = FilesExecutor(
+            worker.engine,
+            tasks,
+            Uploads(worker.bus),
+            files_mb=spec.limits.files_mb,
+            max_file_bytes=worker.output_limits.most,
+        )
         wanted = container_spec(name, spec, _environment(spec), command, worker.labels)
         self.pool = Pool(name, spec, wanted, self.executor, worker.engine, tasks, worker.boot_gate)
         self.leases = Leases(

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -47,9 +47,16 @@ class Uploads(Protocol):
             ServiceError: if they cannot be read, or not to the end.
         """
 
+    async def remove(self, object_name: str) -> None:
+        """Nobody needs the object any more.
+
+        Raises:
+            ServiceError: if it is left to expire.
+        """
+
 
 class FileOutput(Protocol):
-    async def output(self, stream: str, data: bytes) -> None:
+    async def output(self, name: Literal["file"], data: bytes) -> None:
         """Take a piece; waits while it cannot be kept."""
 
 
@@ -171,6 +178,8 @@ class FilesExecutor:
                 if isinstance(exc, NoSpace):
                     raise NoSpace(wanted.path, wanted.size, self._directory_bytes) from exc
                 raise
+        with suppress(ServiceError):
+            await self._uploads.remove(wanted.object)
         return f"{wanted.path}: {wanted.size} bytes", wanted.model_dump(include={"path", "size", "sha256"})
 
     async def _clear(self, container: str, place: Place) -> None:

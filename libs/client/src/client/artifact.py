@@ -7,7 +7,6 @@ import base64
 import hashlib
 import logging
 import re
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from itertools import cycle
@@ -15,14 +14,11 @@ from typing import Final
 
 import httpx
 
-from client.endpoint import http_address, is_local
-from client.errors import ClientError, ConnectionLost, Damaged, ProtocolFault, Refused
+from client.endpoint import http_address
+from client.errors import ConnectionLost, Damaged, ProtocolFault
+from client.http import http_client, refused
 from client.patience import Patience
 
-CONNECT_S: Final = 10.0
-SILENCE_S: Final = 30.0
-"""A gateway that sends nothing for this long is left for another one."""
-MAX_PROBLEM_BYTES: Final = 64 * 1024
 _DIGEST: Final = re.compile(r"sha-256=:([A-Za-z0-9+/=]+):")
 _PASSING: Final = (429, 502, 503, 504)
 """Statuses after which the same request may succeed, here or at another gateway."""
@@ -113,7 +109,7 @@ class Artifact:
             if answer.status_code in _PASSING:
                 raise _Broken(f"{address} answered {answer.status_code}")
             if answer.status_code not in (200, 206):
-                raise await _refused(answer)
+                raise await refused(answer)
             self._know(answer)
         except BaseException:
             await answer.aclose()
@@ -150,14 +146,7 @@ async def open_artifact(urls: Sequence[str], key: str, path: str, patience_s: fl
     Raises:
         As `Session.artifact`.
     """
-    timeout = httpx.Timeout(SILENCE_S, connect=CONNECT_S)
-    headers = {"Authorization": f"Bearer {key}", "Accept-Encoding": "identity"}
-    async with httpx.AsyncClient(
-        headers=headers,
-        timeout=timeout,
-        trust_env=not all(is_local(url) for url in urls),
-        verify=ssl.create_default_context(),  # that of the WebSockets
-    ) as http:
+    async with http_client(urls, key) as http:
         artifact = Artifact(http, [http_address(url) + path for url in urls], patience_s)
         try:
             await artifact.begin()
@@ -171,16 +160,3 @@ def _size(answer: httpx.Response) -> int:
     if not size.isdigit():
         raise ProtocolFault("the gateway sent an artifact without its size")
     return int(size)
-
-
-async def _refused(answer: httpx.Response) -> ClientError:
-    body = bytearray()
-    async for data in answer.aiter_raw():
-        body += data
-        if len(body) > MAX_PROBLEM_BYTES:
-            break
-    try:
-        problem = httpx.Response(answer.status_code, content=bytes(body)).json()
-    except ValueError:
-        problem = None
-    return Refused.from_problem(answer.status_code, problem)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from client import dead_letter_commands, foreground, saving, tables
+from client import dead_letter_commands, file_commands, foreground, saving, tables
 from client.arguments import BadArgument, parse
 from client.command import NOT_SUCCEEDED, SUCCEEDED, connected, run, show
 from client.event import Position
@@ -28,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(dead_letter_commands.app, name="dead-letters")
+app.add_typer(file_commands.app, name="files")
 
 
 @app.command()

@@ -5,10 +5,11 @@ ClientError
 │   └── Unreachable     no gateway took the connection
 ├── Refused             the gateway answered with an error; `type` says which (docs/protocol.md, "Errors")
 ├── NoAnswer            the gateway is connected, but its answer did not come in time
+├── JobFailed           a job that stands for one operation did not succeed
 ├── ProtocolFault       what came is not the protocol
 └── Damaged             what came is not what the gateway had promised
 
-A job that fails is not an exception: its terminal event says how it ended.
+A call that fails is not an exception: its terminal event says how it ended.
 """
 
 from __future__ import annotations
@@ -85,6 +86,16 @@ class NoAnswer(ClientError):
         self.method = method
         self.timeout_s = timeout_s
         super().__init__(f"the gateway did not answer {method} within {timeout_s:g} s")
+
+
+class JobFailed(ClientError):
+    """`error` is the job's own, `{type, message, …}`; empty where it was cancelled."""
+
+    def __init__(self, job: str, outcome: str, error: dict[str, Any]) -> None:
+        self.job = job
+        self.outcome = outcome
+        self.error = error
+        super().__init__(str(error.get("message") or f"job {job} ended {outcome}"))
 
 
 class ProtocolFault(ClientError):

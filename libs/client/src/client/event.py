@@ -107,6 +107,12 @@ class JobResult:
         content = (self.result or {}).get("content") or []
         return "\n".join(str(block.get("text", "")) for block in content if block.get("type") == "text")
 
+    @property
+    def structured(self) -> dict[str, Any]:
+        """The answer's `structuredContent`; empty where it has none."""
+        content = (self.result or {}).get("structuredContent")
+        return content if isinstance(content, dict) else {}
+
     @classmethod
     def from_event(cls, event: Event) -> Self:
         data = event.data

@@ -15,6 +15,7 @@ from client.dead_letters import DeadLetters
 from client.endpoint import endpoint
 from client.errors import ClientError, ConnectionLost
 from client.event import Event, Job, JobResult, Position
+from client.files import Files
 from client.link import Link
 from client.reader import Reader
 from client.readers import Readers, Tool
@@ -227,6 +228,10 @@ class Session:
     def dead_letters(self) -> DeadLetters:
         """The jobs that the system gave up on, of all sessions of the tenant."""
         return DeadLetters(self._ask)
+
+    def files(self, server: str) -> Files:
+        """The files directory of the session's container on a server of scope `session`."""
+        return Files(self._ask, self.follow, self._dialer.urls, self._dialer.key, self.id, server)
 
     async def close(self) -> list[str]:
         """End the session: its jobs are cancelled, its containers freed. Returns the cancelled jobs."""

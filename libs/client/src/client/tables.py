@@ -122,6 +122,19 @@ def show_job(console: Console, job: Job) -> None:
     console.print(table)
 
 
+def show_files(console: Console, listed: Row) -> None:
+    if not listed["entries"]:
+        console.print("no files")
+        return
+    table = _table("NAME", "TYPE", "SIZE", "CHANGED", "TO")
+    for each in listed["entries"]:
+        size = str(each["size"]) if each["type"] == "file" else ""
+        table.add_row(each["name"], each["type"], size, _moment(each["mtime_ms"]), each.get("target") or "")
+    console.print(table)
+    if listed["truncated"]:
+        console.print("there is more: list a folder")
+
+
 def show_letters(console: Console, letters: list[Row]) -> None:
     if not letters:
         console.print("no dead letters")

@@ -7,6 +7,8 @@ import json
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from socket import SO_RCVBUF, SOL_SOCKET
+from socket import socket as TcpSocket
 from typing import Any
 
 import httpx
@@ -139,6 +141,21 @@ class RunningGateway:
     async def socket(self, key: str = "acme-key", **options: Any) -> AsyncIterator[Socket]:
         async with self.connect(key, **options) as connection:
             yield Socket(connection)
+
+    @asynccontextmanager
+    async def unread(self, key: str = "acme-key") -> AsyncIterator[Socket]:
+        """A WebSocket of whose messages few fit in before the client looks at them."""
+        async with self.connect(key, sock=await self.narrow_socket(), max_queue=1, ping_interval=None) as connection:
+            yield Socket(connection)
+
+    async def narrow_socket(self) -> TcpSocket:
+        """A TCP connection with room for little on this side."""
+        host, port = self.address.split(":")
+        narrow = TcpSocket()
+        narrow.setsockopt(SOL_SOCKET, SO_RCVBUF, 64 * 1024)
+        narrow.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(narrow, (host, int(port)))
+        return narrow
 
     async def readiness(self) -> tuple[int, dict[str, Any]]:
         async with self.http() as http:

@@ -122,6 +122,12 @@ class GatewayDouble:
             socket.transport.abort()
         self._joined.clear()
 
+    async def close(self, code: int, reason: str) -> None:
+        """Say goodbye to every connection."""
+        for socket in list(self._joined):
+            await socket.close(code, reason)
+        self._joined.clear()
+
     async def serve(self, socket: ServerConnection) -> None:
         try:
             await self._serve(socket)

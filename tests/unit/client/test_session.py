@@ -165,6 +165,24 @@ async def test_a_running_call_goes_on_after_a_lost_connection(
     assert gateway.opens[1] == {"session": SESSION, "epoch": "e1", "seq": last}
 
 
+async def test_a_client_that_was_parted_from_comes_back_and_says_why_it_was(
+    session: Session, gateway: GatewayDouble, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Code 4008: it read nothing for long. It resumes as after any lost connection."""
+    caplog.set_level("INFO", "client")
+    async with asyncio.TaskGroup() as group:
+        listening = Listening(group, session.call("exec", "run"))
+        await accept(gateway, "job1")
+        await listening.until(1)
+        await gateway.close(4008, "nothing was read for 30 s: resume from your last event")
+        store.add("job1", "output", text="missed")
+        store.add("job1", "result", outcome="succeeded")
+
+    assert types(listening.events) == ["queued", "output", "result"]
+    assert gateway.opens[1] == {"session": SESSION, "epoch": "e1", "seq": listening.events[0].seq}
+    assert "closed the connection: 4008 nothing was read for 30 s: resume from your last event; trying" in caplog.text
+
+
 async def test_an_event_that_comes_twice_is_yielded_once(
     session: Session, gateway: GatewayDouble, store: Store
 ) -> None:

@@ -44,6 +44,8 @@ class Connection:
         self._ids = itertools.count(1)
         self._unanswered: dict[int, _Unanswered] = {}
         self._lost = False
+        self.closed_because = ""
+        """What the gateway said when it closed the connection: code and reason."""
 
     async def request(self, method: str, params: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """The result of a method.
@@ -133,6 +135,8 @@ class Connection:
     def _lose(self, closed: ConnectionClosed | None) -> None:
         """Fail what is unanswered: nothing will be read any more."""
         self._lost = True
+        if closed is not None and closed.rcvd:
+            self.closed_because = f"{closed.rcvd.code} {closed.rcvd.reason}".rstrip()
         unanswered = [each for each in self._unanswered.values() if not each.answer.done()]
         if unanswered and closed is not None and closed.rcvd and closed.rcvd.code == CloseCode.MESSAGE_TOO_BIG:
             largest = max(unanswered, key=lambda each: each.size)

@@ -128,6 +128,7 @@ class Link:
 
     async def _connect(self, url: str, patience: Patience) -> ClientError:
         """Serve one connection until it ends. Returns why it ended."""
+        said = ""
         try:
             async with self._dialer.dial(url, self._take) as connection:
                 await self._join(connection)
@@ -138,9 +139,10 @@ class Link:
                     await connection.read()
                 finally:
                     self._down()
+                said = connection.closed_because
         except ClientError as exc:
             return exc
-        return ConnectionLost(f"{url} closed the connection")
+        return ConnectionLost(f"{url} closed the connection" + (f": {said}" if said else ""))
 
     async def _join(self, connection: Connection) -> None:
         params: dict[str, Any] = {}

@@ -17,6 +17,9 @@ OUTCOMES: Final[tuple[str, ...]] = get_args(Outcome)
 JOBS_ACCEPTED: Final = Counter("jobs_accepted_total", "Jobs that the store acknowledged.", ["server"])
 REQUESTS_REFUSED: Final = Counter("requests_refused_total", "Requests answered with an error.", ["type"])
 CONNECTIONS_OPEN: Final = Gauge("connections_open", "Open client connections.", ["door"])
+CONNECTIONS_STALLED: Final = Counter(
+    "connections_stalled_total", "Connections ended because their client read nothing of what was sent."
+)
 EVENTS_SENT: Final = Counter("events_sent_total", "Events sent to clients.")
 EVENTS_REPLAYED: Final = Counter("events_replayed_total", "Events read back from the store for a client.")
 EVENTS_UNDECODABLE: Final = Counter("events_undecodable_total", "Stored events that could not be read.")

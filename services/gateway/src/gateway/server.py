@@ -21,8 +21,9 @@ from gateway.settings import GatewaySettings
 _log = get(__name__)
 
 BACKLOG: Final = 1_024
-SILENT_PEER_MS: Final = 60_000
-"""A client that takes nothing, or is gone without a word, for this long is cut by the kernel. It can resume."""
+SILENT_PEER_S: Final = 60
+"""A client that is gone without a word, or has no room for what is sent to it, is cut by the kernel after this long, or
+after twice `stalled_client_s` where that is more. It can resume."""
 CUT_FRAME_FACTOR: Final = 4
 """Above this many times max_request_bytes a frame is not even read: the socket is closed with 1009."""
 QUEUED_MESSAGES: Final = 4
@@ -37,12 +38,9 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    # Accepted connections inherit both. Without the first an event and an answer in a row take 40 ms: asyncio
-    # sets it only on sockets whose protocol number it can see.
+    # Accepted connections inherit it. Without it an event and an answer in a row take 40 ms: asyncio sets it only on
+    # sockets whose protocol number it can see.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # Linux knows this one; elsewhere silent peers are held for longer.
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_PEER_MS)
     return listener
 
 
@@ -57,6 +55,10 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event, listener: socket
         StreamConflict, NotClustered: if the streams cannot be as the settings ask.
     """
     listener = listener or listen(settings.host, settings.port)
+    # Linux knows this one; elsewhere silent peers are held for longer.
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        silent_s = max(SILENT_PEER_S, 2 * settings.stalled_client_s)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(silent_s * 1000))
     host, port = listener.getsockname()[:2]
     app = create_app(settings)
     gateway: Gateway = app.state.gateway
@@ -88,7 +90,7 @@ async def _accepting(app: ASGIApp, listener: socket.socket, settings: GatewaySet
     async def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        open_connections[task] = ClientConnection(app, config, ending, reader, writer)
+        open_connections[task] = ClientConnection(app, config, ending, reader, writer, settings.stalled_client_s)
         try:
             await open_connections[task]
         finally:

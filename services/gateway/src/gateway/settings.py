@@ -51,6 +51,8 @@ class GatewaySettings(BusSettings):
     """Requests of one WebSocket that are answered at once; beyond it the socket is not read."""
     send_budget_bytes: int = Field(default=DEFAULT_BYTES, ge=262_144, le=1_073_741_824)
     """Bytes of events that are held at once for one connection, over all its sessions; the others wait in the store."""
+    stalled_client_s: float = Field(default=30, gt=0, le=3_600)
+    """A connection whose client takes nothing of what is sent to it for this long is ended."""
     tenant_rate: float = Field(default=1_000, ge=0, le=1_000_000)
     """Calls a second that one tenant may make through this gateway for long; 0 sets no limit. Each gateway counts for
     itself."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from contextlib import aclosing
 from typing import Any, Final
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from common.allowance import Allowance
 from common.errors import InvalidRequest, PayloadTooLarge, ServiceError
@@ -18,6 +19,7 @@ from gateway.connections import Connections
 from gateway.following import follow
 from gateway.methods import Caller, Methods
 from gateway.problem import InternalError, problem
+from gateway.sender import SENDER, Sender
 from gateway.settings import GatewaySettings
 from gateway.store import Store
 
@@ -25,6 +27,8 @@ _log = get(__name__)
 
 SERVICE_RESTART: Final = 1012
 TRY_AGAIN_LATER: Final = 1013
+STALLED: Final = 4008
+"""Our own (RFC 6455 leaves 4000-4999 to applications): the client read nothing. It resumes, here or elsewhere."""
 ANSWERS_WITHIN_S: Final = 5.0
 """How long a draining connection waits for the answers that it owes; NATS's own timeout."""
 
@@ -34,6 +38,10 @@ UNHURRIED: Final = frozenset({"queued", "started"})
 of four times. On two busy cores that is a tenth of the call's time, for the tool and for the client."""
 HOLD_S: Final = 0.002
 MAX_HELD: Final = 64
+
+LARGE: Final = frozenset({"job/get", "dead_letters/show"})
+"""Methods whose answer may be as large as a stored message. A client that asks for many of them has few at a time."""
+LARGE_AT_ONCE: Final = 4
 
 
 class WebSocketDoor:
@@ -55,8 +63,8 @@ class WebSocketDoor:
         await receive()  # websocket.connect
         await send({"type": "websocket.accept", "subprotocol": chosen, "headers": []})
         codec = CODECS[chosen] if chosen else DEFAULT_CODEC
-        caller = Caller(scope["state"][TENANT])
-        connection = WebSocketConnection(self._settings, self._store, self._methods, caller, codec, receive, send)
+        caller, sender = Caller(scope["state"][TENANT]), scope["state"][SENDER]
+        connection = WebSocketConnection(self._settings, self._store, self._methods, caller, codec, receive, sender)
         with self._connections.holding(connection, "websocket"):
             if self._connections.draining:
                 await connection.drain()
@@ -67,7 +75,8 @@ class WebSocketConnection:
     """One accepted WebSocket.
 
     What it holds is bounded: so many requests are answered at once, then the socket is not read; every answer
-    and every event waits for the client to take the one before, and events that wait are in the store.
+    and every event waits for the client to take the one before, and events that wait are in the store. If the client
+    takes nothing any more it is parted from.
     """
 
     def __init__(
@@ -78,7 +87,7 @@ class WebSocketConnection:
         caller: Caller,
         codec: Codec,
         receive: Receive,
-        send: Send,
+        sender: Sender,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -86,18 +95,20 @@ class WebSocketConnection:
         self._caller = caller
         self._codec = codec
         self._receive = receive
-        self._asgi_send = send
+        self._sender = sender
         self._allowance = Allowance(settings.send_budget_bytes)
         self._sending = asyncio.Lock()
         self._room = asyncio.Semaphore(settings.max_requests_per_connection)
+        self._room_for_large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._tasks = asyncio.TaskGroup()
         self._answering: set[asyncio.Task[None]] = set()
-        self._held: list[Message] = []
+        self._held: deque[dict[str, Any]] = deque()
         self._feeds: dict[str, asyncio.Task[None]] = {}
         self._opening = 0
         self._draining = False
         self._over = False
         self._closed = False
+        self._gone = asyncio.Event()
 
     @property
     def sessions(self) -> int:
@@ -106,10 +117,13 @@ class WebSocketConnection:
     async def serve(self) -> None:
         """Returns when the client has gone, and every request that it sent has been dealt with."""
         async with self._tasks:
+            self._sender.on_stalled = self._part
             try:
                 await self._read()
             finally:
+                self._sender.on_stalled = self._sender.cut
                 self._stop_feeds()
+                self._gone.set()
 
     async def drain(self) -> None:
         """Take no more requests, answer those that came, close. The client resumes elsewhere.
@@ -122,14 +136,31 @@ class WebSocketConnection:
             _, late = await asyncio.wait(self._answering, timeout=ANSWERS_WITHIN_S)
             code = TRY_AGAIN_LATER if late else SERVICE_RESTART
         self._stop_feeds()
-        await self._send({"type": "websocket.close", "code": code, "reason": "the gateway restarts"})
+        await self._close(code, "the gateway restarts")
+
+    def _part(self) -> None:
+        """The client reads nothing. What is kept for it is let go; a little later so is the connection."""
         self._closed = True
+        self._stop_feeds()
+        self._tasks.create_task(self._say_why())
+
+    async def _say_why(self) -> None:
+        """A client that wakes up in time reads what was sent before, and then why no more comes."""
+        waits_s = self._settings.stalled_client_s
+        reason = f"nothing was read for {waits_s:g} s: resume from your last event"
+        try:
+            async with asyncio.timeout(waits_s):
+                # Behind the message that the client does not take, not behind those that wait for their turn.
+                await self._sender.send({"type": "websocket.close", "code": STALLED, "reason": reason})
+                await self._gone.wait()
+        except TimeoutError:
+            self._sender.cut()
 
     # --- requests -------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
         while (message := await self._receive())["type"] == "websocket.receive":
-            if self._draining:
+            if self._draining or self._closed:
                 continue
             await self._room.acquire()
             text = message.get("text")
@@ -150,16 +181,22 @@ class WebSocketConnection:
             if method == "session/open":
                 await self._open(request_id, params)
                 return
-            result = await self._methods.call(self._caller, method, params)
+            if method in LARGE:
+                async with self._room_for_large:
+                    await self._send(jsonrpc.result(request_id, await self._call(method, params)))
+                return
+            answer = jsonrpc.result(request_id, await self._call(method, params))
             if method == "session/close":
-                self._stop_feed(result["session"])
-            answer = jsonrpc.result(request_id, result)
+                self._stop_feed(answer["result"]["session"])
         except ServiceError as exc:
             answer = jsonrpc.error(request_id, exc)
         except Exception:  # noqa: BLE001 - the client is owed an answer, and the log has the rest
             _log.exception("request failed")
             answer = jsonrpc.error(request_id, InternalError())
-        await self._send(self._codec.encode(answer))
+        await self._send(answer)
+
+    async def _call(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        return await self._methods.call(self._caller, method, params)
 
     def _decode(self, frame: str | bytes) -> Any:
         size = self._codec.frame_size(frame)
@@ -172,10 +209,10 @@ class WebSocketConnection:
         self._require_room_for_session(params.get("session"))
         self._opening += 1
         try:
-            opened = await self._methods.call(self._caller, "session/open", params)
+            opened = await self._call("session/open", params)
             session = opened["session"]
             self._stop_feed(session)
-            await self._send(self._codec.encode(jsonrpc.result(request_id, opened)))
+            await self._send(jsonrpc.result(request_id, opened))
             self._stop_feed(session)  # of another session/open that was answered at the same time
             if not self._over:
                 self._feeds[session] = self._tasks.create_task(self._forward(session, opened["seq"]))
@@ -193,7 +230,7 @@ class WebSocketConnection:
     async def _forward(self, session: str, after: int) -> None:
         async with aclosing(follow(self._store, session, after, self._allowance)) as events:
             async for stored in events:
-                message = self._codec.encode(jsonrpc.notification(stored))
+                message = jsonrpc.notification(stored)
                 if stored.event.type in UNHURRIED and len(self._held) < MAX_HELD:
                     self._hold(message)
                 else:
@@ -212,7 +249,7 @@ class WebSocketConnection:
 
     # --- out ------------------------------------------------------------------------------------------
 
-    def _hold(self, message: Message) -> None:
+    def _hold(self, message: dict[str, Any]) -> None:
         """Send it with the next message, or alone if none comes soon."""
         self._held.append(message)
         if len(self._held) == 1:
@@ -222,10 +259,23 @@ class WebSocketConnection:
         await asyncio.sleep(HOLD_S)
         await self._send()
 
-    async def _send(self, *messages: Message) -> None:
+    async def _send(self, *messages: dict[str, Any]) -> None:
         """Returns when the client's socket has taken them, so a slow client holds up whoever sends to it."""
         async with self._sending:
-            held, self._held = self._held, []
-            for message in (*held, *messages):
-                if not self._closed:
-                    await self._asgi_send(message)
+            # One by one: a feed that is stopped meanwhile takes nothing of the other ones with it.
+            while self._held:
+                await self._put(self._held.popleft())
+            for message in messages:
+                await self._put(message)
+
+    async def _put(self, message: dict[str, Any]) -> None:
+        """Encoded only now: of all that wait for their turn one has a second form in memory."""
+        if not self._closed:
+            await self._sender.send(self._codec.encode(message))
+
+    async def _close(self, code: int, reason: str) -> None:
+        """After what was sent before."""
+        async with self._sending:
+            if not self._closed:
+                await self._sender.send({"type": "websocket.close", "code": code, "reason": reason})
+                self._closed = True

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, BinaryIO, Final
 
 import typer
 
@@ -37,10 +37,9 @@ def put_file(
     """Bring a file to the container; one that is there already is replaced."""
 
     async def main() -> int:
-        if file != saving.STDOUT and not Path(file).is_file():
-            raise BadArgument(f"{file}: no such file")
-        async with connected(url, key, session) as opened:
-            told = await opened.files(server).put(path, _content(file))
+        with _opened(file) as source:
+            async with connected(url, key, session) as opened:
+                told = await opened.files(server).put(path, _pieces(source))
         show(told, as_json, lambda: print(f"{told['path']}: {told['size']} bytes"))
         return SUCCEEDED
 
@@ -91,12 +90,15 @@ def list_files(
     run(main())
 
 
-async def _content(name: str) -> AsyncGenerator[bytes, None]:
-    """Piece by piece: a file of any size."""
+def _opened(name: str) -> AbstractContextManager[BinaryIO]:
     if name == saving.STDOUT:
-        while piece := sys.stdin.buffer.read(PIECE_BYTES):
-            yield piece
-        return
-    with Path(name).open("rb") as file:
-        while piece := file.read(PIECE_BYTES):
-            yield piece
+        return nullcontext(sys.stdin.buffer)
+    try:
+        return Path(name).open("rb")
+    except OSError as exc:
+        raise BadArgument(f"{name}: {exc.strerror}") from exc
+
+
+async def _pieces(source: BinaryIO) -> AsyncGenerator[bytes, None]:
+    while piece := source.read(PIECE_BYTES):
+        yield piece

@@ -42,7 +42,7 @@ from worker.reaper import STORE_LABEL, WORKER_LABEL, Reaper
 
 pytestmark = pytest.mark.docker
 
-DEADLINE_S = 20.0
+DEADLINE_S = 30.0
 MAX_FILE_BYTES = 7_000_000
 
 
@@ -364,17 +364,18 @@ async def test_a_folder_that_becomes_a_symlink_meanwhile_leads_nowhere(rig: Rig)
     process = await rig.engine.execute(rig.box.id, ["python3", "-c", FLIP])
     try:
         await rig.shell("until [ -d /files/f ]; do sleep 0.05; done")
-        put = 0
-        for number in range(40):
-            with suppress(NotAFolder, FileChanged):
-                await rig.put(f"d/new{number}", b"x")
-                put += 1
-            with pytest.raises((NotAFolder, NoSuchFile, FileChanged)):
-                await rig.call("get", path="d/passwd")
+        tried = put = 0
+        async with asyncio.timeout(DEADLINE_S):
+            while tried < 25 or put < 2:  # about one in ten meets the folder every time that it is looked at
+                tried += 1
+                with suppress(NotAFolder, FileChanged):
+                    await rig.put(f"d/new{tried}", b"x")
+                    put += 1
+                with pytest.raises((NotAFolder, NoSuchFile, FileChanged)):
+                    await rig.call("get", path="d/passwd")
     finally:
         await process.output.close()
 
-    assert put > 0
     assert rig.output.content == b""
     assert await rig.shell("ls -lA /etc") == before
 

@@ -10,13 +10,16 @@ from client.event import Event, Position
 
 READ_AHEAD: Final = 512
 """Events that may wait for a reader."""
+READ_AHEAD_BYTES: Final = 4 * 1024 * 1024
+"""And what their output may have together."""
 
 
 class Reader:
     """A bounded queue between the connection and the code that iterates.
 
-    The connection never waits for it: a reader that is more than READ_AHEAD events late is `behind`, and what
-    comes is dropped. Once it has read what waits, it gets a feed of its own, which does wait (`client.session`).
+    The connection never waits for it: a reader that is more than READ_AHEAD events or READ_AHEAD_BYTES late is
+    `behind`, and what comes is dropped. Once it has read what waits, it gets a feed of its own, which does wait
+    (`client.session`).
     """
 
     def __init__(self, job: str | None, position: Position, *, behind: bool = False) -> None:
@@ -27,6 +30,10 @@ class Reader:
         self.behind = behind
         self.feed: asyncio.Task[None] | None = None
         self._queue: asyncio.Queue[Event | None] = asyncio.Queue(READ_AHEAD)
+        self._held = 0
+        """Bytes of output that wait."""
+        self._read = asyncio.Event()
+        """Set when an event was taken out."""
         self._failure: ClientError | None = None
 
     @property
@@ -37,16 +44,18 @@ class Reader:
         """Queue an event from the session's connection, unless this reader is behind."""
         if self.behind or event.seq <= self.position.seq:
             return
-        try:
-            self._queue.put_nowait(event)
-        except asyncio.QueueFull:
+        if self._queue.full() or self._held > READ_AHEAD_BYTES:
             self.behind = True
-        else:
-            self._passed(event)
+            return
+        self._queue.put_nowait(event)
+        self._passed(event)
 
     async def put(self, event: Event) -> None:
         """Queue an event from the reader's own feed, which goes no faster than it reads."""
         if self.job in (None, event.job) and event.seq > self.position.seq:
+            while self._held > READ_AHEAD_BYTES:
+                self._read.clear()
+                await self._read.wait()
             await self._queue.put(event)
             self._passed(event)
 
@@ -62,6 +71,8 @@ class Reader:
         if event is None:
             assert self._failure is not None, "only fail() queues None"
             raise self._failure
+        self._held -= _size(event)
+        self._read.set()
         return event
 
     def fail(self, failure: ClientError) -> None:
@@ -70,4 +81,10 @@ class Reader:
             self._queue.put_nowait(None)  # wakes `get`
 
     def _passed(self, event: Event) -> None:
+        self._held += _size(event)
         self.position = Position(self.position.epoch, event.seq)
+
+
+def _size(event: Event) -> int:
+    """Of what it carries; about a byte for a character."""
+    return len(event.data.get("text") or event.data.get("data") or "") if event.type == "output" else 0

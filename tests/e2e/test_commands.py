@@ -103,6 +103,32 @@ async def test_output_of_any_size_is_saved_by_the_call_or_later(
     assert later.read_bytes() == wanted
 
 
+async def test_a_file_is_brought_to_a_tool_listed_and_taken_home(
+    gateway: tuple[Cluster, Service], tmp_path: Path
+) -> None:
+    """By three commands in one session; what is not there is said in one sentence."""
+    cluster, service = gateway
+    await cluster.start_worker()
+    at = {"ORCHESTRATOR_URL": service.url, "NO_COLOR": "1", "COLUMNS": "200"}
+    (tmp_path / "numbers").write_bytes(b"3\n1\n2\n")
+    session = (await run("client", "open", **at))[1].strip()
+    where = (session, "exec")
+
+    code, output = await run("client", "files", "put", *where, str(tmp_path / "numbers"), "in/numbers", **at)
+    assert (code, output) == (0, "in/numbers: 6 bytes\n")
+    sort = "command=sort $FILES_DIR/in/numbers >$FILES_DIR/sorted"
+    code, output = await run("client", "call", "--session", session, "exec", "run", sort, **at)
+    assert code == 0, output
+    code, output = await run("client", "files", "list", *where, **at)
+    assert (code, "in/numbers" in output, "sorted" in output) == (0, True, True), output
+    code, output = await run("client", "files", "get", *where, "sorted", "--save", str(tmp_path / "sorted"), **at)
+    assert (code, (tmp_path / "sorted").read_bytes()) == (0, b"1\n2\n3\n"), output
+    code, output = await run("client", "files", "get", *where, "missing", **at)
+    assert code != 0
+    assert "missing" in output
+    assert len(output.splitlines()) == 1, output
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

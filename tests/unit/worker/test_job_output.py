@@ -20,7 +20,7 @@ from common.schema import Event
 from tests.nats_server import NatsServer
 from tests.unit.common.bus_rig import DEADLINE_S, be_impatient, make_event, make_job, open_bus, store_paused, until
 from worker import artifacts, journal, outbox
-from worker.errors import OutputStoreFull, OutputTooLarge
+from worker.errors import OutputNotStored, OutputStoreFull, OutputTooLarge
 from worker.journal import Journal
 from worker.outbox import Outbox
 from worker.output_stream import PREVIEW_BYTES, OutputLimits
@@ -247,6 +247,23 @@ async def test_a_store_that_is_away_slows_the_tool_and_loses_nothing(
         events = await outputs(bus)
 
         assert await read(bus, events) == written
+
+
+async def test_a_store_that_is_there_and_takes_nothing_ends_the_job(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose disk is full: the tool must not hang for as long as its timeout allows."""
+    be_impatient(monkeypatch, 0.2)
+    monkeypatch.setattr(object_writer, "RETRY_MIN_S", 0.02)
+    monkeypatch.setattr(object_writer, "GIVE_UP_S", 0.5)
+    monkeypatch.setattr(journal, "RETRY_MIN_S", 0.02)
+    async with open_bus(nats_server) as bus, writing(bus) as box:
+        with store_paused():
+            writer = asyncio.create_task(box.output("stdout", b"x" * 60 * OUTPUT_CHUNK_BYTES))
+            await asyncio.wait({box.fault})
+        await writer
+
+    assert isinstance(box.fault.result(), OutputNotStored)
 
 
 async def test_chunks_that_had_to_be_sent_again_are_stored_in_their_order(bus: Bus) -> None:

@@ -56,7 +56,7 @@ class ObjectStore(Buckets):
 
     def write_object(self, object_id: str) -> ObjectWriter:
         """A new object, whose chunks are put one after the other. What an id had before stays before it."""
-        return ObjectWriter(self._publisher, self._delete_chunk, object_id)
+        return ObjectWriter(self._publisher, self._delete_chunk, lambda: self.connected, object_id)
 
     async def name_object(self, info: ObjectInfo) -> None:
         """Have an object found by its name.

@@ -9,6 +9,7 @@ JobError                        (common.job_errors) stands in the job's `result`
 ├── OutputTooLarge              failed: it wrote more than a job may
 ├── AnswerNotKept               failed: the worker has no room for its answer
 ├── OutputStoreFull             failed: the store has no room for what it writes
+├── OutputNotStored             failed: the store does not take it
 ├── EngineUnavailable           failed: the Docker Engine does not answer
 ├── JobTimeout                  timed_out: start-to-close
 ├── HeartbeatTimeout            timed_out: the tool told nothing for too long
@@ -21,6 +22,7 @@ from __future__ import annotations
 from typing import Any
 
 from common.job_errors import JobError
+from common.object_writer import GIVE_UP_S
 
 
 class ContainerStartFailed(JobError):
@@ -96,6 +98,17 @@ class OutputStoreFull(JobError):
         super().__init__(
             "the store has no room for what the job writes, and it was stopped: close sessions that are done with"
             " their artifacts, wait until some expire, or have the operator raise ARTIFACT_STORE_BYTES"
+        )
+
+
+class OutputNotStored(JobError):
+    type = "output_not_stored"
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"the store has not taken what the job writes for {GIVE_UP_S:g} s, and the job was stopped:"
+            " the disk of a NATS server may be full, which an operator must look at"
         )
 
 

@@ -8,13 +8,13 @@ from typing import Any, Final, NamedTuple
 
 from common import subjects
 from common.bus import Bus
-from common.errors import ArtifactStoreFull, Fenced, PayloadTooLarge
+from common.errors import ArtifactStoreFull, Fenced, PayloadTooLarge, StoreUnavailable
 from common.job_errors import JobError
 from common.log import get
 from common.object_writer import SentChunk
 from common.output import as_text, estimated_bytes
 from common.schema import EventType, Job, now_ms
-from worker.errors import OutputStoreFull, OutputTooLarge
+from worker.errors import OutputNotStored, OutputStoreFull, OutputTooLarge
 from worker.journal import Journal
 from worker.output_stream import OutputLimits, OutputStream, StreamName, Written
 
@@ -257,9 +257,9 @@ class Outbox:
         assert stream.writer is not None
         try:
             seq = await stream.writer.settle(chunk)
-        except ArtifactStoreFull:
+        except (ArtifactStoreFull, StoreUnavailable) as exc:
             if not self.fault.done():
-                self.fault.set_result(OutputStoreFull())
+                self.fault.set_result(OutputStoreFull() if isinstance(exc, ArtifactStoreFull) else OutputNotStored())
             return []
         if item.repeated or stream.writer.full:
             return []  # a smaller chunk may have found room behind one that did not: its event would follow a gap

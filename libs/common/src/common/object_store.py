@@ -84,7 +84,7 @@ class ObjectStore(Buckets):
     async def read_chunks(self, object_id: str, first: int = 0, *, at_most: int = READ_BATCH) -> list[Chunk]:
         """The object's chunks from number `first` on, about READ_BATCH_BYTES of them; none behind its end.
 
-        Any replica may answer, also one that is behind: see `chunk_at()`.
+        Any replica may answer, also one that is behind: see `chunks_from()`.
         """
         request = {
             "seq": max(first, 1),

@@ -24,6 +24,8 @@ CONNECTION_FAULTS: Final = (nats.errors.Error, OSError, RuntimeError)
 ACK_TIMEOUT_S: Final = 5.0
 LEADERLESS_S: Final = 12.0
 """How long a stream may be without a leader: nodes wait 4 to 9 s before they elect another (nats-server 2.15)."""
+LAST_LOOK_S: Final = 0.05
+"""For an answer that has come and was not looked at until it was overdue."""
 RESEND_S: Final = 0.1
 _ID_IN_PROCESS: Final = 10158
 """JetStream's code for a message whose first copy is still on its way through the cluster."""
@@ -47,6 +49,7 @@ class Acknowledgement:
     def __init__(self, answer: asyncio.Future[int], send_again: Callable[[], Awaitable[asyncio.Future[int]]]) -> None:
         self._answer = answer
         self._send_again = send_again
+        self._due = asyncio.get_running_loop().time() + ACK_TIMEOUT_S
 
     async def seq(self) -> int:
         """The number that the message got; a repeat of a known `Nats-Msg-Id` gets the first one's.
@@ -62,7 +65,8 @@ class Acknowledgement:
         give_up_at = loop.time() + LEADERLESS_S
         while True:
             try:
-                async with asyncio.timeout(ACK_TIMEOUT_S):
+                # From when it was sent: of many that are lost together only the first one is waited for.
+                async with asyncio.timeout_at(max(self._due, loop.time() + LAST_LOOK_S)):
                     return await self._answer
             except (nats.js.errors.NoStreamResponseError, nats.js.errors.APIError) as exc:
                 again = not isinstance(exc, nats.js.errors.APIError) or exc.err_code == _ID_IN_PROCESS
@@ -70,6 +74,7 @@ class Acknowledgement:
                     raise
             await asyncio.sleep(RESEND_S)
             self._answer = await self._send_again()
+            self._due = loop.time() + ACK_TIMEOUT_S
 
 
 class Publisher:

@@ -22,6 +22,7 @@ MIB = 1024 * 1024
 CATALOG = """
 servers:
   shared: {image: mcp-orchestrator/fixture:local, scope: shared, pool: {min: 1, max: 1}}
+  everything: {image: mcp-orchestrator/everything:local, scope: shared, pool: {min: 1, max: 1}}
 """
 
 
@@ -30,7 +31,8 @@ async def rig(nats_server: NatsServer, docker_host: str) -> AsyncIterator[Worker
     async with worker_rig(nats_server.url, docker_host) as made:
         await made.apply(CATALOG)
         made.start_worker()
-        await made.listing("shared")
+        for server in ("shared", "everything"):
+            await made.listing(server)
         yield made
 
 
@@ -85,6 +87,17 @@ async def test_a_line_of_64_mib_is_an_artifact_and_the_server_lives_on(rig: Work
     assert info.size == end["output"]["result"]["size"] > 64 * MIB
     assert info.media_type == "application/json"
     assert echo.data["result"]["content"] == [{"type": "text", "text": "still here"}]
+
+
+async def test_a_large_answer_of_a_server_in_typescript_is_found_by_its_id(rig: WorkerRig) -> None:
+    """It writes the id behind the result, where it is known only when all has passed."""
+    text = 'zwölf "Zeilen"\n\\' * 100_000
+    job = await rig.enqueue("everything", "echo", {"message": text}, session=subjects.new_session_id())
+    events = await rig.events(job)
+    whole = json.loads(await told(rig.bus, events))
+
+    assert events[-1].data["outcome"] == "succeeded"
+    assert whole["content"] == [{"type": "text", "text": f"Echo: {text}"}]
 
 
 async def test_a_small_answer_is_an_artifact_where_it_was_asked_for(rig: WorkerRig) -> None:

@@ -66,14 +66,18 @@ class ResultTooLarge(JobError):
 
 
 class OutputTooLarge(JobError):
+    """`size` is that of an MCP server's answer, which cannot be used in part."""
+
     type = "output_too_large"
 
-    def __init__(self, limit: int) -> None:
-        super().__init__(
-            f"the job wrote more than {limit} bytes and was stopped; what it had written is kept."
-            " Have it write less, or the operator raise MAX_OUTPUT_BYTES",
-            limit=limit,
-        )
+    def __init__(self, limit: int, size: int | None = None) -> None:
+        if size is None:
+            said = f"the job wrote more than {limit} bytes and was stopped; what it had written is kept"
+            facts = {"limit": limit}
+        else:
+            said = f"the answer has {size} bytes; the limit is {limit}, so nothing of it is kept"
+            facts = {"size": size, "limit": limit}
+        super().__init__(f"{said}. Have it write less, or the operator raise MAX_OUTPUT_BYTES", **facts)
 
 
 class AnswerNotKept(JobError):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
+import weakref
 from collections.abc import AsyncGenerator
 from typing import IO, Any, Final
 
@@ -18,10 +20,14 @@ _WRITE_BYTES: Final = 256 * 1024
 
 
 class LargeAnswer:
-    """The `result` of one answer, as JSON; MCP's CallToolResult where a tool was called. `close()` frees its file."""
+    """The `result` of one answer, as JSON; MCP's CallToolResult where a tool was called.
+
+    `close()` frees its file; of an answer that nobody has taken it is freed with the answer itself.
+    """
 
     def __init__(self, file: IO[bytes], size: int, is_error: bool) -> None:
         self._file = file
+        self._discard = weakref.finalize(self, _discard, file)
         self.size = size
         """Bytes."""
         self.is_error = is_error
@@ -47,7 +53,7 @@ class LargeAnswer:
         return result
 
     def close(self) -> None:
-        self._file.close()
+        self._discard()
 
 
 class LargeLine:
@@ -58,36 +64,37 @@ class LargeLine:
         self._scanner = AnswerScanner()
         self._file: IO[bytes] | None = None
         self._size = 0
-        self._fault: JobError | None = None
+        self._not_kept: AnswerNotKept | None = None
 
     @property
     def id(self) -> Any:
-        """Of the answered request; None where the line is no answer."""
+        """Of the answered request; None where the line is no answer, or breaks off before it says of what it is."""
         scanner = self._scanner
-        is_answer = not scanner.fault and scanner.version == "2.0" and "method" not in scanner.members
+        is_answer = scanner.version == "2.0" and "method" not in scanner.members
         return scanner.id if is_answer else None
 
     def feed(self, data: bytes) -> None:
         """The next piece. Never fails: what cannot be kept is told by `answer()`, and the line is read to its end."""
         kept = self._scanner.feed(data)
-        if not kept or self._fault is not None:
-            return
         self._size += len(kept)
-        if self._size > self._most:
-            self._fault = OutputTooLarge(self._most)
+        if self._size > self._most or self._scanner.fault:
             self.drop()
-            return
-        try:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(buffering=_WRITE_BYTES)  # noqa: SIM115 - closed with the answer
-            self._file.write(kept)
-        except OSError as exc:
-            self._fault = AnswerNotKept(self._size, str(exc.strerror))
-            self.drop()
+        elif kept and self._not_kept is None:
+            try:
+                if self._file is None:
+                    self._file = tempfile.TemporaryFile(buffering=_WRITE_BYTES)  # noqa: SIM115 - closed with the answer
+                self._file.write(kept)
+            except OSError as exc:
+                self._give_up(exc)
 
     def end(self) -> None:
         """The line has ended."""
         self._scanner.close()
+        if self._file is not None:
+            try:
+                self._file.flush()
+            except OSError as exc:
+                self._give_up(exc)
 
     def answer(self) -> LargeAnswer:
         """
@@ -95,19 +102,41 @@ class LargeLine:
             JobError: if it is an error, or could not be kept.
         """
         scanner = self._scanner
-        if self._fault is not None:
-            raise self._fault
-        if "error" in scanner.members:
-            self.drop()
-            raise ToolProtocolError({"message": scanner.error.decode("utf-8", "replace")})
-        if not scanner.result_is_object or self._file is None:
-            self.drop()
-            raise ToolProtocolError({"message": "the answer has neither a result nor an error"})
-        file, self._file = self._file, None
-        return LargeAnswer(file, self._size, scanner.is_error)
+        if scanner.error.startswith(b"{"):  # an error of null is none: some servers write it beside their result
+            failure: JobError = _protocol_error(scanner.error, scanner.error_size)
+        elif scanner.fault:
+            failure = ToolProtocolError({"message": f"the answer is not JSON: {scanner.fault}"})
+        elif not scanner.result_is_object:
+            failure = ToolProtocolError({"message": "the answer has neither a result nor an error"})
+        elif self._size > self._most:
+            failure = OutputTooLarge(self._most, self._size)
+        elif self._not_kept is not None:
+            failure = self._not_kept
+        else:
+            assert self._file is not None, "an object has two bytes at least"
+            file, self._file = self._file, None
+            return LargeAnswer(file, self._size, scanner.is_error)
+        self.drop()
+        raise failure
 
     def drop(self) -> None:
         """Free what was kept."""
         if self._file is not None:
-            self._file.close()
+            _discard(self._file)
             self._file = None
+
+    def _give_up(self, why: OSError) -> None:
+        self._not_kept = AnswerNotKept(self._size, why.strerror or str(why))
+        self.drop()
+
+
+def _protocol_error(head: bytes, size: int) -> ToolProtocolError:
+    if size == len(head):
+        with contextlib.suppress(ValueError, RecursionError):
+            return ToolProtocolError(json.loads(head))
+    return ToolProtocolError({"message": head.decode("utf-8", "replace")})
+
+
+def _discard(file: IO[bytes]) -> None:
+    with contextlib.suppress(OSError):  # closing tries once more to write what the disk has not taken; it is not wanted
+        file.close()

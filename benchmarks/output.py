@@ -85,8 +85,8 @@ class Flood:
 
 
 def writes(size: int) -> str:
-    """One process that does nothing but write: what is measured is how it is read."""
-    return f"cat $(yes {BLOCK} | head -n {size // BLOCK_BYTES}) /dev/null; head -c {size % BLOCK_BYTES} {BLOCK}"
+    """A pipe of two, as commands mostly are."""
+    return f"cat $(yes {BLOCK} | head -n {size // BLOCK_BYTES + 1}) | head -c {size}"
 
 
 async def block_of(data: str) -> bytes:

@@ -90,6 +90,7 @@ async def run_cluster(
     servers: str,
     *,
     replicas: int = 1,
+    lease_ttl_s: float = 3,
     artifact_store_bytes: int = Limits.artifact_store_bytes,
 ) -> AsyncIterator[Cluster]:
     """The catalog is applied; services are started by the caller. On leaving no container may be left."""
@@ -99,7 +100,7 @@ async def run_cluster(
         "ARTIFACT_STORE_BYTES": str(artifact_store_bytes),
         "DOCKER_HOST": docker_host,
         "ACK_WAIT_S": "3",
-        "LEASE_TTL_S": "3",
+        "LEASE_TTL_S": str(lease_ttl_s),
         "REAP_PERIOD_S": "0.5",
         "LOG_FORMAT": "json",
     }
@@ -108,7 +109,7 @@ async def run_cluster(
         nats_replicas=replicas,
         artifact_store_bytes=artifact_store_bytes,
         ack_wait_s=3,
-        lease_ttl_s=3,
+        lease_ttl_s=lease_ttl_s,
     )
     async with connect(settings, "test") as bus, open_docker_engine(docker_host) as engine:
         await registry.apply(bus, catalog.parse(servers, "test"))

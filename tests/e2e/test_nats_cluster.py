@@ -34,7 +34,8 @@ async def nats(tmp_path: Path) -> AsyncIterator[NatsCluster]:
 
 @pytest.fixture
 async def cluster(nats: NatsCluster, docker_host: str, tmp_path: Path) -> AsyncIterator[Cluster]:
-    async with run_cluster(nats.url, docker_host, tmp_path, CATALOG, replicas=3) as running:
+    # A lease has to outlive an election, which takes 4 to 9 s: nobody can renew it meanwhile.
+    async with run_cluster(nats.url, docker_host, tmp_path, CATALOG, replicas=3, lease_ttl_s=20) as running:
         await nats.wait_until_healthy()
         yield running
 

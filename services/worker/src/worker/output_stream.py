@@ -95,7 +95,7 @@ class OutputStream:
     def cut(self, chunk: bytes) -> Cut:
         offset = self._offset
         self._offset += len(chunk)
-        self.is_text = self.is_text and isinstance(as_text(chunk), str)
+        self.is_text = self.is_text and (chunk.isascii() or isinstance(as_text(chunk), str))
         before: list[bytes] = []
         if self.writer is None and self._offset > self._collect:
             self.writer = self._new_writer()

@@ -10,11 +10,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from common.errors import InvalidRequest, PayloadTooLarge
+from common.errors import InvalidRequest
 from gateway.authentication import TENANT
 from gateway.codec import encode_json
 from gateway.files import Files
-from gateway.http import answered
+from gateway.http import answered, refuse_announced
 from gateway.methods import FileParams, validated
 from gateway.sessions import Sessions
 
@@ -36,9 +36,7 @@ class FileDoor:
     async def _put(self, request: Request) -> Response:
         tenant = request.scope["state"][TENANT]
         where = validated(FileParams, request.path_params)
-        announced, limit = request.headers.get("content-length", ""), self._files.max_upload_bytes
-        if announced.isdigit() and int(announced) > limit:
-            raise PayloadTooLarge(int(announced), limit)
+        refuse_announced(request, self._files.max_upload_bytes)
         await self._sessions.require(tenant, where.session)
         accepted = await self._files.put(tenant, where.session, where.server, where.path, _body(request))
         return Response(encode_json(accepted), 202, media_type="application/json")

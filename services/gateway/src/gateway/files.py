@@ -14,7 +14,7 @@ from gateway.admission import Admission
 from gateway.catalog_view import CatalogView
 from gateway.jobs import Jobs
 from gateway.store import Store
-from gateway.uploads import store_upload
+from gateway.uploads import drop_upload, store_upload
 
 Accepted = dict[str, Any]
 """`{job, seq}`."""
@@ -57,7 +57,7 @@ class Files:
         try:
             return await self._submit(self._job(spec, job, tenant, session, server, "put", arguments))
         except BaseException:
-            await bus.purge_object(upload.object_id)
+            await drop_upload(bus, upload.object_id)  # the refusal is what the caller has to hear of
             raise
 
     async def get(self, tenant: str, session: str, server: str, path: str, *, artifact: bool) -> Accepted:

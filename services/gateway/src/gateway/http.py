@@ -144,10 +144,18 @@ def answered(endpoint: Endpoint) -> Endpoint:
     return answer
 
 
-async def _body(request: Request, limit: int) -> bytes:
+def refuse_announced(request: Request, limit: int) -> None:
+    """
+    Raises:
+        PayloadTooLarge: if the body says itself that it has more than `limit` bytes.
+    """
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limit:
         raise PayloadTooLarge(int(announced), limit)
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    refuse_announced(request, limit)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

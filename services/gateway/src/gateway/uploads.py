@@ -42,10 +42,15 @@ async def store_upload(bus: Bus, session: str, job: str, content: AsyncIterable[
         info = writer.info(upload_name(session, job), summary, "application/octet-stream")
         await bus.name_object(info)
     except BaseException:
-        with suppress(StoreUnavailable):  # it expires
-            await bus.purge_object(writer.object_id)
+        await drop_upload(bus, writer.object_id)
         raise
     return info
+
+
+async def drop_upload(bus: Bus, object_id: str) -> None:
+    """Remove an upload that no job will fetch; where the store does not answer it is left to expire."""
+    with suppress(StoreUnavailable):
+        await bus.purge_object(object_id)
 
 
 async def _settle(writer: ObjectWriter, chunk: SentChunk) -> None:

@@ -43,11 +43,9 @@ class Written(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """Where a chunk goes."""
+    """Where a chunk goes: into the object once the stream has a `writer`, before that into its event."""
 
     offset: int
-    spilled: bool
-    """Into the object; otherwise into its event."""
     before: list[bytes]
     """What left in events until now and has to stand in the object before this chunk."""
 
@@ -102,7 +100,7 @@ class OutputStream:
             left = bytes(self._collected[:offset])
             before = [left[at : at + OUTPUT_CHUNK_BYTES] for at in range(0, offset, OUTPUT_CHUNK_BYTES)]
             self._shorten()
-        return Cut(offset, self.writer is not None, before)
+        return Cut(offset, before)
 
     def written(self) -> Written:
         return Written(bytes(self._collected), self.writer is None)

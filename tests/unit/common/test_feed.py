@@ -440,6 +440,23 @@ async def test_an_event_that_cannot_be_read_is_skipped_and_counted(
     assert counted("events_undecodable_total") == skipped + 2
 
 
+async def test_a_last_event_whose_live_message_reached_nobody_comes_all_the_same(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No event behind it shows the gap, and the connection stands."""
+    monkeypatch.setattr(common.feed, "QUIET_MIN_S", 0.05)
+    async with reading(bus) as reader:
+        await store_events(bus, 1)
+        first = await reader.numbers(1)
+        for subscription in list(bus.client._subs.values()):
+            if subscription.subject == subjects.live_of_session(SESSION):
+                await subscription.unsubscribe()
+        await store_events(bus, 1, job="other")
+        second = await reader.numbers(1)
+
+    assert second[0] > first[0]
+
+
 async def test_an_event_that_was_taken_back_does_not_hold_up_the_feed(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:

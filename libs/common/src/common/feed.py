@@ -1,9 +1,9 @@
 """A session's events as one client needs them: in order, without a gap, without a repeat.
 
 Live messages come over core NATS, which may drop them: on a reconnect, when this process is slow, when the
-client is. Every such case ends in the same place: the feed reads on from the store after the last number
-that it delivered, and then goes live again. So the buffer is bounded, by count and by its share of the connection's
-bytes, and nothing is lost.
+client is, when a cluster elects another leader. Every such case ends in the same place: the feed reads on from the
+store after the last number that it delivered, and then goes live again. So the buffer is bounded, by count and by its
+share of the connection's bytes, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ BUFFERED_EVENTS = 256
 """Live events held for a client that reads slowly; beyond it, or beyond its share of the connection's bytes, the feed
 reads from the store."""
 REPLAY_RETRY_S = 0.25
+QUIET_MIN_S = 5.0
+QUIET_MAX_S = 60.0
+"""A feed that hears nothing looks whether the store has more: what is republished while a cluster's nodes come and go
+may reach nobody, and the last event of a job has none behind it that would show the gap. After that long first, then
+ever more seldom: an idle session costs one small read a minute."""
 LEADER_LAG_S = 2.0
 """How long an event seen live may be unknown to whoever answers as the stream's leader."""
 
@@ -79,6 +84,7 @@ class SessionFeed:
             self._buffer.put_nowait(None)  # wakes the reader
 
     async def __aiter__(self) -> AsyncGenerator[StoredEvent]:
+        quiet_s = QUIET_MIN_S
         while True:
             if self._behind and self._buffer.empty():
                 self._behind = False  # from here on live messages are buffered again
@@ -86,9 +92,17 @@ class SessionFeed:
                     async for stored in missed:
                         yield stored
                 continue
-            item = await self._buffer.get()
+            try:
+                async with asyncio.timeout(quiet_s):
+                    item = await self._buffer.get()
+            except TimeoutError:
+                quiet_s = min(quiet_s * 2, QUIET_MAX_S)
+                if await self._store_has_more():
+                    self._behind = True
+                continue
             if item is None:
                 continue
+            quiet_s = QUIET_MIN_S
             seq, previous, data = item
             try:
                 if seq <= self._delivered:
@@ -101,6 +115,13 @@ class SessionFeed:
                     yield StoredEvent(seq, event)
             finally:
                 self._share.give(len(data))
+
+    async def _store_has_more(self) -> bool:
+        try:
+            return await self._bus.newest_event_seq(self._session) > self._delivered
+        except StoreUnavailable as exc:
+            _log.info("a quiet feed could not look into the store", session=self._session, reason=exc.message)
+            return False
 
     def _decoded(self, seq: int, data: bytes) -> Event | None:
         try:

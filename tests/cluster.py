@@ -75,6 +75,12 @@ class Cluster:
     async def containers(self) -> list[str]:
         return [found.id for found in await self.engine.containers({STORE_LABEL: self.bus.epoch})]
 
+    async def until_settled(self) -> None:
+        """Returns when no job's message is in the queue any more: workers have done all that they do for them."""
+        async with asyncio.timeout(DEADLINE_S):
+            while await self.bus.servers_in_queue():
+                await asyncio.sleep(0.05)
+
     async def gone(self, containers: list[str]) -> None:
         """Returns when none of them exists any more."""
         async with asyncio.timeout(DEADLINE_S):

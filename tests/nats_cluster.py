@@ -26,7 +26,7 @@ http: "127.0.0.1:{monitor_port}"
 max_payload: 8MB
 jetstream {{
   store_dir: "{store}"
-  max_file_store: 20GB
+  max_file_store: 24GB
   {sync}
 }}
 cluster {{

@@ -41,7 +41,7 @@ class NatsServer:
             listen: 127.0.0.1:{self._port}
             max_payload: 8MB
             ports_file_dir: "{ports}"
-            jetstream {{ store_dir: "{self._folder / "store"}", max_file_store: 20GB }}
+            jetstream {{ store_dir: "{self._folder / "store"}", max_file_store: 24GB }}
             """
         )
         with (self._folder / "nats.log").open("ab") as log:

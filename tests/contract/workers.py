@@ -12,6 +12,7 @@ from nats.aio.msg import Msg
 from common import subjects
 from common.bus import Bus, connect
 from common.consumer import Delivery, JobConsumer
+from common.conversations.repository import Conversations
 from common.settings import BusSettings
 from tests.contract.party import Party, until
 from tests.contract.tools import HeldExecutor, HeldSource, HintedServer, Ledger, OneEngine, Supply
@@ -20,6 +21,7 @@ from worker.attempt import ServerContext
 from worker.engine import ContainerEngine
 from worker.heartbeat import Heartbeat
 from worker.output_stream import OutputLimits
+from worker.recording import Recording
 from worker.runner import Runner
 
 ACK_WAIT_S: Final = 30.0
@@ -59,7 +61,12 @@ class Process:
         self.runs: list[Run] = []
         self.executor = HeldExecutor(ledger, self.id)
         self.runner = Runner(
-            bus, self.id, cast(ContainerEngine, OneEngine(ledger)), Heartbeat(ACK_WAIT_S), OutputLimits()
+            bus,
+            self.id,
+            cast(ContainerEngine, OneEngine(ledger)),
+            Heartbeat(ACK_WAIT_S),
+            OutputLimits(),
+            Recording(bus, Conversations(bus, compress=True)),
         )
         self._bus = bus
         self._ledger = ledger

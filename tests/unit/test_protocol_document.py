@@ -48,7 +48,17 @@ NEVER_SENT: dict[type[ServiceError], str] = {
 }
 NOT_OURS = ("$JS.", "$KV.", "$O.")
 """NATS's own addresses; the streams and buckets behind them stand in the document."""
-NO_SUBJECTS = ("token", "lease_key", "idempotency_key", "job_of_event", "new_object_id", "all_objects_of_session")
+NO_SUBJECTS = (
+    "token",
+    "segment_key",
+    "segments_of_session",
+    "new_part_id",
+    "lease_key",
+    "idempotency_key",
+    "job_of_event",
+    "new_object_id",
+    "all_objects_of_session",
+)
 """What `common.subjects` makes beside subjects: keys, and ids."""
 
 
@@ -312,6 +322,8 @@ def test_the_headers_of_ours_are_told() -> None:
     """Those that are not NATS's."""
     [told] = re.findall(r"Headers of ours: (.*?)\.\n", DOCUMENT, re.DOTALL)
     spelled = {value for name, value in vars(headers).items() if name.isupper()}
-    of_nats = {headers.STATUS, headers.DESCRIPTION} | {name for name in spelled if name.startswith("Nats-")}
+    of_nats = {headers.STATUS, headers.DESCRIPTION, headers.KV_OPERATION} | {
+        name for name in spelled if name.startswith("Nats-")
+    }
 
     assert set(quoted(told)) == spelled - of_nats

@@ -185,7 +185,7 @@ async def three_nodes(folder: Path) -> AsyncIterator[list[str]]:
                 listen: "127.0.0.1:{ports[3 + number]}"
                 http: "127.0.0.1:{ports[6 + number]}"
                 cluster {{ name: c, listen: "127.0.0.1:{ports[number]}", routes: [{routes}] }}
-                jetstream {{ store_dir: "{folder / str(number)}", max_file_store: 20GB, sync_interval: always }}
+                jetstream {{ store_dir: "{folder / str(number)}", max_file_store: 24GB, sync_interval: always }}
                 """
             )
             command: list[str | Path] = [BINARY, "--config", config]

@@ -55,6 +55,7 @@ MESSAGES: dict[str, Message] = {
         heartbeat_ms=20_000,
         kind="files",
         artifact=True,
+        record=True,
         redrive_of="0192f0c1e5a0a1b2c3d4e5f0",
         attempts_before=[ATTEMPT, ATTEMPT | {"attempt": 3, "ended_ms": None, "error": None}],
     ),
@@ -85,7 +86,7 @@ MESSAGES: dict[str, Message] = {
         deliveries=4,
         time_ms=1_700_000_000_456,
     ),
-    "session_record": SessionRecord(tenant="acme", created_ms=1_700_000_000_000),
+    "session_record": SessionRecord(tenant="acme", created_ms=1_700_000_000_000, conversation_ttl_s=600.0, record=True),
     "idempotency_record": IdempotencyRecord(
         job="0192f0c1e5a0a1b2c3d4e5f6", fingerprint="8f14e45fceea167a", created_ms=1_700_000_000_000
     ),

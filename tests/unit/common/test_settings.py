@@ -25,6 +25,8 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "stream_output_threshold_bytes": ("2048", 2_048),
     "artifact_threshold_bytes": ("9000000", 9_000_000),
     "max_output_bytes": ("10000000", 10_000_000),
+    "enable_conversation_compression": ("false", False),
+    "conversation_store_bytes": ("3000000", 3_000_000),
     "lease_ttl_s": ("4", 4.0),
     "ack_wait_s": ("9", 9.0),
     "log_level": ("warning", "warning"),

@@ -13,7 +13,7 @@ from common.streams import ARTIFACTS, DEAD_LETTERS, JOBS, SESSIONS, Limits, stre
 from tests.nats_server import NatsServer
 from tests.unit.common.bus_rig import SERVER, flushed, make_job, open_bus
 
-BUCKETS = ["servers", "tools", "leases", "sessions", "idempotency", "roles"]
+BUCKETS = ["servers", "tools", "leases", "sessions", "idempotency", "roles", "conversations"]
 NAMES = [JOBS, SESSIONS, DEAD_LETTERS, ARTIFACTS, *(f"KV_{bucket}" for bucket in BUCKETS)]
 
 

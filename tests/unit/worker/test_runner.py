@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from common.bus import Bus
 from common.consumer import Delivery
+from common.conversations.repository import Conversations
 from tests.unit.common.bus_rig import DEADLINE_S, make_job
 from worker.container import ToolContainer
 from worker.docker_engine import open_docker_engine
@@ -14,6 +15,7 @@ from worker.errors import ServerGone
 from worker.heartbeat import Heartbeat
 from worker.output_stream import OutputLimits
 from worker.pool import Acquired
+from worker.recording import Recording
 from worker.runner import Runner
 
 
@@ -61,7 +63,9 @@ async def test_a_job_that_is_delivered_again_while_it_is_in_hand_goes_on_under_t
         asyncio.timeout(DEADLINE_S),
         asyncio.TaskGroup() as tasks,
     ):
-        runner = Runner(bus, "w-1", engine, heartbeat, OutputLimits())
+        runner = Runner(
+            bus, "w-1", engine, heartbeat, OutputLimits(), Recording(bus, Conversations(bus, compress=True))
+        )
         running = tasks.create_task(runner.run(first, RepeatableServer(), source))  # type: ignore[arg-type]
         await source.waiting.wait()
         await runner.run(second, RepeatableServer(), source)  # type: ignore[arg-type]

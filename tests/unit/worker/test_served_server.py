@@ -11,6 +11,7 @@ import pytest
 
 from common.bus import Bus
 from common.catalog import ServerSpec
+from common.conversations.repository import Conversations
 from common.subjects import new_job_id
 from tests.nats_server import NatsServer
 from tests.unit.common.bus_rig import DEADLINE_S, SERVER, counted, make_job, open_bus, until
@@ -19,6 +20,7 @@ from worker.docker_engine import open_docker_engine
 from worker.errors import ContainerStartFailed
 from worker.heartbeat import Heartbeat
 from worker.output_stream import OutputLimits
+from worker.recording import Recording
 from worker.runner import Runner
 from worker.served_server import ServedServer, Worker, _environment, serve
 from worker.slots import Slots
@@ -34,7 +36,9 @@ async def worker(bus: Bus) -> AsyncIterator[Worker]:
             bus=bus,
             engine=engine,
             slots=Slots(10),
-            runner=Runner(bus, "w-1", engine, heartbeat, OutputLimits()),
+            runner=Runner(
+                bus, "w-1", engine, heartbeat, OutputLimits(), Recording(bus, Conversations(bus, compress=True))
+            ),
             heartbeat=heartbeat,
             boot_gate=BootGate(1),
             output_limits=OutputLimits(),

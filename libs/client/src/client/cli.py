@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from client import dead_letter_commands, file_commands, foreground, saving, tables
+from client import conversation_commands, dead_letter_commands, file_commands, foreground, saving, tables
 from client.arguments import BadArgument, parse
 from client.command import NOT_SUCCEEDED, SUCCEEDED, connected, run, show
 from client.event import Position
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 app.add_typer(dead_letter_commands.app, name="dead-letters")
 app.add_typer(file_commands.app, name="files")
+app.add_typer(conversation_commands.app, name="conversation")
 
 
 @app.command()
@@ -128,11 +129,17 @@ def ps(url: Url = DEFAULT_URL, key: Key = DEFAULT_KEY, as_json: AsJson = False) 
 
 
 @app.command("open")
-def open_session(url: Url = DEFAULT_URL, key: Key = DEFAULT_KEY) -> None:
+def open_session(
+    record: Annotated[
+        bool, typer.Option("--record", help="Keep every call and its result in the session's conversation.")
+    ] = False,
+    url: Url = DEFAULT_URL,
+    key: Key = DEFAULT_KEY,
+) -> None:
     """Open a session and print its id, for `call --session`."""
 
     async def main() -> int:
-        async with connect(url.split(","), key=key, keep=True) as session:
+        async with connect(url.split(","), key=key, keep=True, record=record) as session:
             print(session.id)
         return SUCCEEDED
 

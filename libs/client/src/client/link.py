@@ -33,6 +33,7 @@ class Link:
         session: str | None,
         position: Position | None,
         reconnect_s: float,
+        record: bool = False,
     ) -> None:
         self._dialer = dialer
         self._on_event = on_event
@@ -40,6 +41,7 @@ class Link:
         self._session = session
         self._position = position
         self._reconnect_s = reconnect_s
+        self._record = record
         self._connection: Connection | None = None
         self._failure: ClientError | None = None
         self._settled = asyncio.Event()
@@ -148,6 +150,8 @@ class Link:
         params: dict[str, Any] = {}
         if self._session is not None:
             params["session"] = self._session
+        elif self._record:
+            params["record"] = True
         if (known := self._position) is not None:
             params |= {"epoch": known.epoch, "seq": known.seq}
         opened = await connection.handshake("session/open", params, REQUEST_TIMEOUT_S)

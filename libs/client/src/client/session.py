@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from client.background import background
 from client.collected import Collected
 from client.connection import Dialer, OnEvent
+from client.conversation import Conversation
 from client.dead_letters import DeadLetters
 from client.endpoint import endpoint
 from client.errors import ClientError, ConnectionLost
@@ -39,6 +40,7 @@ async def connect(
     key: str = DEFAULT_KEY,
     session: str | None = None,
     keep: bool = False,
+    record: bool = False,
     protocol: Protocol = "mcp.json",
     reconnect_s: float = 30.0,
 ) -> AsyncIterator[Session]:
@@ -50,6 +52,7 @@ async def connect(
     Args:
         url: Address of a gateway (http, https, ws or wss), or of several of one cluster.
         key: The API key.
+        record: A new session keeps every call and its result in its conversation.
         protocol: `mcp.json`, or `mcp.msgpack` which is faster and needs the package msgpack.
         reconnect_s: How long a lost connection may take to come back before calls fail.
 
@@ -61,7 +64,7 @@ async def connect(
     urls = tuple(endpoint(each) for each in ([url] if isinstance(url, str) else url))
     dialer = Dialer(urls, key, codec(protocol))
     async with background() as group:
-        opened = Session(dialer, group, session, reconnect_s)
+        opened = Session(dialer, group, session, reconnect_s, record=record)
         group.create_task(opened.serve())
         await opened.ready()
         try:
@@ -84,18 +87,40 @@ class Session:
     reconnects, methods wait.
     """
 
-    def __init__(self, dialer: Dialer, group: asyncio.TaskGroup, session: str | None, reconnect_s: float) -> None:
+    def __init__(
+        self,
+        dialer: Dialer,
+        group: asyncio.TaskGroup,
+        session: str | None,
+        reconnect_s: float,
+        *,
+        record: bool = False,
+    ) -> None:
         self._dialer = dialer
         self._group = group
         self._own = session is None
         self._reconnect_s = reconnect_s
         self._readers = Readers()
-        self._link = self._new_link(self._route, self._bridge_all, session, None)
+        self._link = self._new_link(self._route, self._bridge_all, session, None, record=record)
 
     def _new_link(
-        self, on_event: OnEvent, on_gap: Callable[[], None], session: str | None, position: Position | None
+        self,
+        on_event: OnEvent,
+        on_gap: Callable[[], None],
+        session: str | None,
+        position: Position | None,
+        *,
+        record: bool = False,
     ) -> Link:
-        return Link(self._dialer, on_event, on_gap, session=session, position=position, reconnect_s=self._reconnect_s)
+        return Link(
+            self._dialer,
+            on_event,
+            on_gap,
+            session=session,
+            position=position,
+            reconnect_s=self._reconnect_s,
+            record=record,
+        )
 
     @property
     def id(self) -> str:
@@ -228,6 +253,11 @@ class Session:
     def dead_letters(self) -> DeadLetters:
         """The jobs that the system gave up on, of all sessions of the tenant."""
         return DeadLetters(self._ask)
+
+    @property
+    def conversation(self) -> Conversation:
+        """The messages that the session keeps."""
+        return Conversation(self._ask, self.id)
 
     def files(self, server: str) -> Files:
         """The files directory of the session's container on a server of scope `session`."""

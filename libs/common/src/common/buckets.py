@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import nats.js.errors
 from nats.aio.client import Client
@@ -14,7 +16,7 @@ from common import headers, subjects
 from common.errors import Fenced, StoreUnavailable
 from common.log import get
 from common.nats_connection import WRONG_LAST_SEQUENCE, NatsConnection, translated
-from common.publisher import CONNECTION_FAULTS, Publisher
+from common.publisher import CONNECTION_FAULTS, Outgoing, Publisher
 from common.streams import Limits, bucket_stream
 
 _log = get(__name__)
@@ -29,6 +31,16 @@ class Entry:
     key: str
     value: bytes | None
     revision: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """Of one key whose last revision is `revision`: a new value, or None that deletes it."""
+
+    key: str
+    value: bytes | None
+    revision: int
+    ttl_s: float
 
 
 class Buckets(NatsConnection):
@@ -77,6 +89,57 @@ class Buckets(NatsConnection):
         with translated(f"deleting {bucket}/{key}"):
             await kv.delete(key)
 
+    async def keys(self, bucket: str, pattern: str) -> list[str]:
+        """Names of the keys that match, without their values, as the bucket's leader has them; those that were
+        deleted are among them for as long as the bucket remembers it."""
+        stream = bucket_stream(bucket)
+        wanted = subjects.bucket_key(bucket, pattern)
+
+        async def read() -> list[str]:
+            info = await self._reads.stream_info(stream, subjects_filter=wanted)
+            return list(info.state.subjects or {})
+
+        found = await self.patiently(f"listing {bucket}/{pattern}", read)
+        return [subject.removeprefix(subjects.bucket_key(bucket, "")) for subject in found]
+
+    async def written(self, bucket: str, pattern: str) -> AsyncGenerator[tuple[Entry, float]]:
+        """The keys that match and their values, and how many seconds ago each was written: the oldest first."""
+        found = self._stored(bucket_stream(bucket), subjects.bucket_key(bucket, pattern), 1)
+        async with aclosing(found) as messages:
+            async for seq, msg in messages:
+                fields = msg.headers or {}
+                key = fields[headers.SUBJECT].removeprefix(subjects.bucket_key(bucket, ""))
+                at = datetime.fromisoformat(fields[headers.TIME_STAMP])
+                yield Entry(key, msg.data or None, seq), (datetime.now(UTC) - at).total_seconds()
+
+    async def replace_all(self, bucket: str, changes: Sequence[Change], msg_id: str | None = None) -> int:
+        """All of them, or none: of a bucket that is made for it, at most 1,000. Returns the last one's new revision.
+
+        With a `msg_id` it may be repeated after StoreUnavailable: what was stored after all is recognized by it.
+
+        Raises:
+            Fenced: if somebody else wrote one of the keys meanwhile; nothing was changed.
+            StoreUnavailable: if the store did not confirm; all were changed, or none.
+        """
+        messages = []
+        for change in changes:
+            own = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(change.revision), headers.TTL: _ttl(change.ttl_s)}
+            if change.value is None:
+                own[headers.KV_OPERATION] = "DEL"
+            messages.append(Outgoing(subjects.bucket_key(bucket, change.key), change.value or b"", own))
+        if msg_id is not None:
+            messages[-1].headers[headers.MSG_ID] = msg_id
+        with translated(f"writing {bucket}"):
+            try:
+                return await (await self._publisher.send_batch(messages)).seq()
+            except nats.js.errors.APIError as exc:
+                if exc.err_code not in WRONG_LAST_SEQUENCE:
+                    raise
+                # nats-server 2.15 looks at the fence before the id.
+                if msg_id and (seq := await self._last_written_as(bucket, messages[-1].subject, msg_id)):
+                    return seq
+                raise Fenced(messages[-1].subject, changes[-1].revision) from exc
+
     async def replace(self, bucket: str, key: str, value: bytes, revision: int, ttl_s: float | None = None) -> int:
         """Write a key whose last revision is `revision` (0: it never was). Returns the new revision.
 
@@ -86,7 +149,7 @@ class Buckets(NatsConnection):
         subject = subjects.bucket_key(bucket, key)
         message_headers = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(revision)}
         if ttl_s is not None:
-            message_headers[headers.TTL] = f"{max(1, round(ttl_s))}s"
+            message_headers[headers.TTL] = _ttl(ttl_s)
         with translated(f"writing {bucket}/{key}"):
             try:
                 return await (await self._publisher.send(subject, value, message_headers)).seq()
@@ -94,6 +157,13 @@ class Buckets(NatsConnection):
                 if exc.err_code in WRONG_LAST_SEQUENCE:
                     raise Fenced(subject, revision) from exc
                 raise
+
+    async def _last_written_as(self, bucket: str, subject: str, msg_id: str) -> int | None:
+        try:
+            last = await self._reads.get_last_msg(bucket_stream(bucket), subject, direct=self.one_replica)
+        except nats.js.errors.NotFoundError:
+            return None
+        return last.seq if (last.headers or {}).get(headers.MSG_ID) == msg_id else None
 
     async def watch(self, bucket: str) -> AsyncGenerator[Entry | None]:
         """Every key of a bucket, then None once, then every change for as long as the caller iterates.
@@ -149,3 +219,7 @@ class Buckets(NatsConnection):
         """The connection was lost, and with it the consumers that they read."""
         for watcher in list(self._watchers):
             await self._stop_watching(watcher)
+
+
+def _ttl(seconds: float) -> str:
+    return f"{max(1, round(seconds))}s"

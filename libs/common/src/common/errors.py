@@ -20,15 +20,18 @@ ServiceError
 │   ├── IdempotencyKeyReused    the key stands for another request
 │   ├── RateLimited             the tenant calls faster than it may
 │   ├── TooManyJobs             the session has as many jobs as it may, over all servers
+│   ├── ConversationMoved       it has other messages by now than the caller knows
 │   └── QueueFull               the session's queue on one server is at its limit
 ├── UnavailableError            nobody's fault for good; repeating later may work
 │   ├── StoreUnavailable        NATS or JetStream does not answer
 │   ├── ServerNotReady          no worker has a working container of that server
-│   └── ArtifactStoreFull       there is no room for more output, or for an upload
+│   ├── ArtifactStoreFull       there is no room for more output, or for an upload
+│   └── ConversationStoreFull   there is no room for more messages
 └── BrokenError                 the system or its set-up is at fault; an operator must look
     ├── StreamConflict          a stream exists with other settings than ours
     ├── NotClustered            more replicas are asked for than a server that stands alone can have
     ├── UndecodableMessage      bytes on the wire that this version cannot read
+    ├── ConversationUnreadable  its newest segment cannot be read, so nothing can be added behind it
     └── Fenced                  the store already holds a newer event of the job
 
 One table follows from the classes: `code` is the JSON-RPC error code and `status` the HTTP status.
@@ -249,6 +252,19 @@ class TooManyJobs(CallerError):
         )
 
 
+class ConversationMoved(CallerError):
+    type = "conversation_moved"
+    code = 409
+    status = 409
+
+    def __init__(self, session: str, expected: int, last: int) -> None:
+        super().__init__(
+            f"the conversation of {session} has {last} messages, not {expected}: read it again",
+            expected=expected,
+            last=last,
+        )
+
+
 class QueueFull(CallerError):
     type = "queue_full"
     code = 429
@@ -296,6 +312,20 @@ class ArtifactStoreFull(UnavailableError):
         )
 
 
+class ConversationStoreFull(UnavailableError):
+    """Nothing of the message is kept."""
+
+    type = "conversation_store_full"
+    code = 507
+    status = 507
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the store of conversations has no room: nothing was added; delete conversations,"
+            " or raise CONVERSATION_STORE_BYTES"
+        )
+
+
 class BrokenError(ServiceError):
     pass
 
@@ -325,6 +355,19 @@ class NotClustered(BrokenError):
 
 class UndecodableMessage(BrokenError):
     type = "undecodable_message"
+
+
+class ConversationUnreadable(BrokenError):
+    type = "conversation_unreadable"
+
+    def __init__(self, key: str, revision: int, reason: str) -> None:
+        super().__init__(
+            f"conversations/{key} at revision {revision} cannot be read ({reason}): nothing was added or overwritten;"
+            " read what is left of the conversation, then delete or truncate it",
+            key=key,
+            revision=revision,
+            reason=reason,
+        )
 
 
 class Fenced(BrokenError):

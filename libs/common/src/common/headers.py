@@ -22,6 +22,12 @@ SEQUENCE: Final = "Nats-Sequence"
 LAST_SEQUENCE: Final = "Nats-Last-Sequence"
 """On a republished message: the number of the message before it on the same subject, 0 if none."""
 
+KV_OPERATION: Final = "KV-Operation"
+"""`DEL` on a message that says that a key of a bucket was deleted (NATS ADR-8)."""
+
+TIME_STAMP: Final = "Nats-Time-Stamp"
+"""On a republished or directly read message: when it was stored."""
+
 ROLLUP: Final = "Nats-Rollup"
 """`sub` on a message that replaces all others of its subject."""
 

@@ -74,16 +74,16 @@ class _Telling(Message):
         try:
             return super().encode()
         except (ValueError, OverflowError):
-            packed: bytes = msgpack.packb(_nearest(self.__dict__))
+            packed: bytes = msgpack.packb(nearest(self.__dict__))
             return packed
 
 
-def _nearest(value: Any) -> Any:
+def nearest(value: Any) -> Any:
     """`value` as msgpack can say it. JSON has whole numbers of any size, and half surrogates in escapes."""
     if isinstance(value, dict):
-        return {_nearest(key): _nearest(item) for key, item in value.items()}
+        return {nearest(key): nearest(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_nearest(item) for item in value]
+        return [nearest(item) for item in value]
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
@@ -134,6 +134,8 @@ class Job(Message):
     """A call of one of the server's tools, or of a file operation on the container of the session's lease."""
     artifact: bool = False
     """The caller wants the output as an artifact, whatever its size, and not in events."""
+    record: bool = False
+    """The call and its result become a message of the session's conversation."""
     redrive_of: str = ""
     """The job that was given up on and whose dead letter this one was made of."""
     attempts_before: list[AttemptRecord] = Field(default_factory=list)
@@ -198,6 +200,10 @@ class SessionRecord(Message):
 
     tenant: str
     created_ms: int
+    conversation_ttl_s: float | None = Field(default=None, ge=1)
+    """How long its conversation is kept after the last message; None is as long as a session is."""
+    record: bool = False
+    """Direct tool calls become messages of its conversation."""
 
 
 class IdempotencyRecord(Message):

@@ -46,6 +46,10 @@ class BusSettings(BaseSettings):
     """How long the output of a job beyond a first part, and a file on its way, can be read."""
     artifact_store_bytes: int = Field(default=8 * 1024**3, ge=1024**2)
     """What the output of all jobs may take in the store; beyond it a job that produces more ends with an error."""
+    enable_conversation_compression: bool = True
+    """Whether conversations are written compressed; reading takes every form, mixed."""
+    conversation_store_bytes: int = Field(default=2 * 1024**3, ge=1024**2)
+    """What the messages of all conversations may take in the store; beyond it nothing is added to any."""
     lease_ttl_s: float = Field(default=30, ge=1)
     """How long a lease outlives its last renewal."""
     ack_wait_s: float = Field(default=30, ge=1)
@@ -80,6 +84,7 @@ class BusSettings(BaseSettings):
             session_ttl_s=self.session_ttl_s,
             artifact_ttl_s=self.artifact_ttl_s,
             artifact_store_bytes=self.artifact_store_bytes,
+            conversation_store_bytes=self.conversation_store_bytes,
             lease_ttl_s=self.lease_ttl_s,
             replicas=self.replicas,
         )

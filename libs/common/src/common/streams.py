@@ -35,6 +35,7 @@ LEASES_BUCKET: Final = "leases"
 SESSIONS_BUCKET: Final = "sessions"
 IDEMPOTENCY_BUCKET: Final = "idempotency"
 ROLES_BUCKET: Final = "roles"
+CONVERSATIONS_BUCKET: Final = "conversations"
 ARTIFACTS_BUCKET: Final = "artifacts"
 ARTIFACTS: Final = f"OBJ_{ARTIFACTS_BUCKET}"
 """An object store is a stream of this name (NATS ADR-20)."""
@@ -69,6 +70,10 @@ class Limits:
     """How long output beyond a first part can be read."""
     artifact_store_bytes: int = 8 * _GIB
     """What the output of all jobs may take."""
+    conversation_store_bytes: int = 2 * _GIB
+    """What the messages of all conversations may take."""
+    conversation_memory_s: float = _HOUR_S
+    """How long it is remembered that a segment was removed: longer than a writer trusts what it knows of it."""
     replicas: int = 1
 
 
@@ -137,6 +142,14 @@ def stream_configs(limits: Limits) -> list[StreamConfig]:
         _bucket_config(SESSIONS_BUCKET, limits, max_age_s=limits.session_ttl_s),
         _bucket_config(IDEMPOTENCY_BUCKET, limits, max_age_s=limits.resume_window_s),
         _bucket_config(ROLES_BUCKET, limits, marker_ttl_s=limits.role_memory_s),
+        _bucket_config(
+            CONVERSATIONS_BUCKET,
+            limits,
+            marker_ttl_s=limits.conversation_memory_s,
+            max_bytes=limits.conversation_store_bytes,
+            # Segments are merged and cut in one step (docs/adr/0017).
+            atomic=True,
+        ),
     ]
 
 
@@ -146,7 +159,13 @@ def bucket_stream(bucket: str) -> str:
 
 
 def _bucket_config(
-    bucket: str, limits: Limits, *, max_age_s: float = 0, marker_ttl_s: float | None = None
+    bucket: str,
+    limits: Limits,
+    *,
+    max_age_s: float = 0,
+    marker_ttl_s: float | None = None,
+    max_bytes: int = _GIB // 4,
+    atomic: bool = False,
 ) -> StreamConfig:
     """A KV bucket is a stream of this form (NATS ADR-8); made here so that conflicts are found the same way."""
     return StreamConfig(
@@ -157,10 +176,11 @@ def _bucket_config(
         discard=DiscardPolicy.NEW,
         max_msgs_per_subject=1,
         max_age=max_age_s,
-        max_bytes=_GIB // 4,
+        max_bytes=max_bytes,
         duplicate_window=min(120.0, max_age_s or 120.0),
         allow_rollup_hdrs=True,
         deny_delete=True,
+        allow_atomic=True if atomic else None,
         allow_direct=True,
         allow_msg_ttl=True if marker_ttl_s else None,
         subject_delete_marker_ttl=marker_ttl_s,

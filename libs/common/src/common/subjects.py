@@ -168,6 +168,20 @@ def object_info(bucket: str, name: str) -> str:
     return f"$O.{bucket}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
 
 
+def segment_key(session: str, number: str) -> str:
+    """A segment of a conversation, or a compression dictionary, whose place is that of a session."""
+    return f"{session}.{number}"
+
+
+def segments_of_session(session: str) -> str:
+    return f"{session}.*"
+
+
+def new_part_id(session: str) -> str:
+    """A part of a message that is too large to stand in it: an object of the session's."""
+    return f"{session}.part-{secrets.token_hex(8)}"
+
+
 def lease_key(session: str, server: str) -> str:
     return f"{session}.{server}"
 

@@ -18,6 +18,7 @@ from gateway.artifacts import ArtifactDoor
 from gateway.authentication import Authentication, Keys
 from gateway.catalog_view import CatalogView
 from gateway.connections import Connections
+from gateway.conversation import Conversation
 from gateway.dead_letters import DeadLetters
 from gateway.file_door import FileDoor
 from gateway.files import Files
@@ -62,6 +63,7 @@ class Gateway:
         )
         self.methods = Methods(
             self.sessions,
+            Conversation(self.store),
             jobs,
             self.files,
             DeadLetters(self.store, self.catalog, self.sessions, settings.job_timeout_ms, settings.operators),

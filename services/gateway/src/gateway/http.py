@@ -17,6 +17,7 @@ from common.log import get
 from gateway.authentication import TENANT
 from gateway.codec import decode_json, encode_json
 from gateway.connections import Connections
+from gateway.conversation import as_markdown
 from gateway.event_stream import EventStream
 from gateway.methods import Caller, Methods
 from gateway.problem import InternalError, problem
@@ -42,6 +43,8 @@ class Resource(NamedTuple):
     header: tuple[str, str] | None = None
     """A header that stands for a param: the names of both."""
     has_query: bool = False
+    markdown: Callable[[dict[str, Any]], str] | None = None
+    """The result for people, where the request accepts `text/markdown`."""
 
 
 RESOURCES: Final = (
@@ -50,6 +53,8 @@ RESOURCES: Final = (
     Resource("GET", "/servers", "servers/list"),
     Resource("GET", "/servers/{server}/tools", "tools/list"),
     Resource("POST", "/sessions/{session}/jobs", "tools/call", 202, True, ("Idempotency-Key", "idempotencyKey")),
+    Resource("GET", "/sessions/{session}/conversation", "conversation/get", has_query=True, markdown=as_markdown),
+    Resource("DELETE", "/sessions/{session}/conversation", "conversation/delete"),
     Resource("GET", "/sessions/{session}/jobs/{job}", "job/get"),
     Resource("DELETE", "/sessions/{session}/jobs/{job}", "job/cancel", 202),
     Resource("POST", "/sessions/{session}/servers/{server}/files/put", "files/put", 202, has_body=True),
@@ -91,6 +96,8 @@ class HttpDoor:
             if resource.header:
                 _add_header(request, *resource.header, params)
             result = await self._methods.call(_caller(request), resource.method, params, as_text=resource.has_query)
+            if resource.markdown and "text/markdown" in request.headers.get("accept", ""):
+                return Response(resource.markdown(result), resource.status, media_type="text/markdown")
             return Response(encode_json(result), resource.status, media_type="application/json")
 
         return answered(call)

@@ -61,6 +61,7 @@ class Jobs:
         traceparent: str | None,
         idempotency_key: str | None = None,
         artifact: bool = False,
+        record: bool = False,
     ) -> dict[str, Any]:
         """Accept a call: when this returns the store has it, and exactly one `result` event will follow.
 
@@ -92,6 +93,7 @@ class Jobs:
             timeout_ms=spec.timeout_ms(tool, self._default_timeout_ms),
             heartbeat_ms=spec.heartbeat_ms(tool),
             artifact=artifact,
+            record=record,
         )
         size = _fitting_size(bus, job)
         if size > CHECKED_IN_PLACE_BYTES:

@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 from common import subjects
 from common.errors import InvalidParams, UnknownMethod
 from gateway.catalog_view import CatalogView
+from gateway.conversation import DEFAULT_MESSAGES, MAX_CONVERSATION_TTL_S, MAX_MESSAGES, Conversation
 from gateway.dead_letters import DEFAULT_PAGE, MAX_PAGE, DeadLetters
 from gateway.files import Files
 from gateway.jobs import Jobs
@@ -70,6 +71,14 @@ class OpenParams(_Params):
     session: Token | None = None
     epoch: str | None = None
     seq: int | None = Field(default=None, ge=0)
+    record: bool | None = None
+    conversation_ttl_s: float | None = Field(default=None, ge=1, le=MAX_CONVERSATION_TTL_S)
+
+    @model_validator(mode="after")
+    def _said_at_the_beginning(self) -> Self:
+        if self.session is not None and (self.record is not None or self.conversation_ttl_s is not None):
+            raise PydanticCustomError("joined", "record and conversation_ttl_s are said when a session is opened")
+        return self
 
     @model_validator(mode="after")
     def _position_of_a_session(self) -> Self:
@@ -100,6 +109,12 @@ class CallParams(_Params):
     meta: dict[str, Any] = Field(default_factory=dict, alias="_meta")
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=255, alias="idempotencyKey")
     artifact: bool = False
+
+
+class ConversationParams(_Params):
+    session: Token
+    after: int = Field(default=0, ge=0)
+    limit: int = Field(default=DEFAULT_MESSAGES, ge=1, le=MAX_MESSAGES)
 
 
 class JobParams(_Params):
@@ -161,9 +176,17 @@ class Methods:
     """Every method of `METHODS`; `call()` is the way in."""
 
     def __init__(
-        self, sessions: Sessions, jobs: Jobs, files: Files, letters: DeadLetters, catalog: CatalogView, status: Status
+        self,
+        sessions: Sessions,
+        conversation: Conversation,
+        jobs: Jobs,
+        files: Files,
+        letters: DeadLetters,
+        catalog: CatalogView,
+        status: Status,
     ) -> None:
         self._sessions = sessions
+        self._conversation = conversation
         self._jobs = jobs
         self._files = files
         self._letters = letters
@@ -186,7 +209,9 @@ class Methods:
 
     async def _open_session(self, caller: Caller, params: OpenParams) -> Result:
         if params.session is None:
-            joined = await self._sessions.open(caller.tenant)
+            joined = await self._sessions.open(
+                caller.tenant, record=params.record or False, conversation_ttl_s=params.conversation_ttl_s
+            )
         else:
             joined = await self._sessions.join(caller.tenant, params.session, params.position)
         return joined.as_dict()
@@ -206,7 +231,7 @@ class Methods:
         return {"server": params.server, "tools": tools.listed, "serverInfo": tools.server_info}
 
     async def _call_tool(self, caller: Caller, params: CallParams) -> Result:
-        await self._sessions.require(caller.tenant, params.session)
+        session = await self._sessions.require(caller.tenant, params.session)
         return await self._jobs.call(
             tenant=caller.tenant,
             session=params.session,
@@ -216,9 +241,18 @@ class Methods:
             meta=params.meta,
             idempotency_key=params.idempotency_key,
             artifact=params.artifact,
+            record=session.record,
             # MCP's place for it, which is the only one that a WebSocket has.
             traceparent=traceparent(params.meta.get("traceparent")) or caller.traceparent,
         )
+
+    async def _get_conversation(self, caller: Caller, params: ConversationParams) -> Result:
+        await self._sessions.require(caller.tenant, params.session)
+        return await self._conversation.get(params.session, after=params.after, limit=params.limit)
+
+    async def _delete_conversation(self, caller: Caller, params: SessionParams) -> Result:
+        await self._sessions.require(caller.tenant, params.session)
+        return await self._conversation.delete(params.session)
 
     async def _get_job(self, caller: Caller, params: JobParams) -> Result:
         await self._sessions.require(caller.tenant, params.session)
@@ -269,6 +303,8 @@ METHODS: Final[dict[str, tuple[type[_Params], Callable[[Methods, Caller, Any], A
     "servers/list": (NoParams, Methods._list_servers),
     "tools/list": (ServerParams, Methods._list_tools),
     "tools/call": (CallParams, Methods._call_tool),
+    "conversation/get": (ConversationParams, Methods._get_conversation),
+    "conversation/delete": (SessionParams, Methods._delete_conversation),
     "job/get": (JobParams, Methods._get_job),
     "job/cancel": (JobParams, Methods._cancel_job),
     "files/put": (PutFileParams, Methods._put_file),

@@ -52,6 +52,7 @@ class Joined:
 class _Known:
     """A session's record as this gateway last saw it; moments of the loop's clock."""
 
+    record: SessionRecord
     trusted_until: float
     renew_at: float
 
@@ -64,13 +65,13 @@ class Sessions:
         self._known: dict[tuple[str, str], _Known] = {}
         """By tenant and session."""
 
-    async def open(self, tenant: str) -> Joined:
-        """A new session of the tenant."""
+    async def open(self, tenant: str, *, record: bool = False, conversation_ttl_s: float | None = None) -> Joined:
+        """A new session of the tenant. With `record` direct tool calls become messages of its conversation."""
         bus = self._store.bus
         session = subjects.new_session_id()
-        record = SessionRecord(tenant=tenant, created_ms=now_ms())
-        await bus.put(SESSIONS_BUCKET, session, record.encode())
-        self._remember(bus, tenant, session)
+        opened = SessionRecord(tenant=tenant, created_ms=now_ms(), record=record, conversation_ttl_s=conversation_ttl_s)
+        await bus.put(SESSIONS_BUCKET, session, opened.encode())
+        self._remember(bus, tenant, session, opened)
         return await _joined(bus, session, None)
 
     async def join(self, tenant: str, session: str, position: Position | None) -> Joined:
@@ -83,7 +84,7 @@ class Sessions:
         await self._renew(bus, tenant, session)
         return await _joined(bus, session, position)
 
-    async def require(self, tenant: str, session: str) -> None:
+    async def require(self, tenant: str, session: str) -> SessionRecord:
         """
         Raises:
             UnknownSession: as `join()`.
@@ -92,10 +93,11 @@ class Sessions:
         now = asyncio.get_running_loop().time()
         known = self._known.get((tenant, session))
         if known is None or known.renew_at <= now:
-            await self._renew(bus, tenant, session)
-        elif known.trusted_until <= now:
-            await _look_up(bus, tenant, session)
-            self._remember(bus, tenant, session, known.renew_at)
+            return await self._renew(bus, tenant, session)
+        if known.trusted_until <= now:
+            _, record = await _look_up(bus, tenant, session)
+            self._remember(bus, tenant, session, record, known.renew_at)
+        return known.record
 
     async def keep(self, tenant: str, session: str) -> None:
         """Have the session known, also where it had lapsed or was closed.
@@ -112,40 +114,48 @@ class Sessions:
         await self._renew(bus, tenant, session)
 
     async def close(self, tenant: str, session: str) -> None:
-        """Tell the workers to free what the session holds, remove its output from the object store, and forget it."""
+        """Tell the workers to free what the session holds, remove its conversation and its objects, and forget it."""
         bus = self._store.bus
         await bus.publish(subjects.close(session))
+        await self._store.conversations.delete(session)
         await bus.purge_objects(session)
         await bus.delete(SESSIONS_BUCKET, session)
         self._known.pop((tenant, session), None)
 
-    async def _renew(self, bus: Bus, tenant: str, session: str) -> None:
+    async def _renew(self, bus: Bus, tenant: str, session: str) -> SessionRecord:
         """Write the record again, which gives it another `session_ttl_s`."""
-        record = await _look_up(bus, tenant, session)
-        assert record.value is not None
+        entry, record = await _look_up(bus, tenant, session)
+        assert entry.value is not None
         try:
-            await bus.replace(SESSIONS_BUCKET, session, record.value, record.revision)
+            await bus.replace(SESSIONS_BUCKET, session, entry.value, entry.revision)
         except Fenced:
             # Somebody else renewed it just now, which serves as well; or closed it.
             await _look_up(bus, tenant, session)
-        self._remember(bus, tenant, session)
+        self._remember(bus, tenant, session, record)
+        return record
 
-    def _remember(self, bus: Bus, tenant: str, session: str, renew_at: float | None = None) -> None:
+    def _remember(
+        self, bus: Bus, tenant: str, session: str, record: SessionRecord, renew_at: float | None = None
+    ) -> None:
         now = asyncio.get_running_loop().time()
         renewal_s = bus.limits.session_ttl_s / RENEWALS_IN_TTL
         if len(self._known) >= MAX_KNOWN:
             self._known.clear()
         self._known[tenant, session] = _Known(
+            record=record,
             trusted_until=now + min(TRUSTED_FOR_S, renewal_s),
             renew_at=now + renewal_s if renew_at is None else renew_at,
         )
 
 
-async def _look_up(bus: Bus, tenant: str, session: str) -> Entry:
+async def _look_up(bus: Bus, tenant: str, session: str) -> tuple[Entry, SessionRecord]:
     entry = await bus.get(SESSIONS_BUCKET, session)
-    if entry.value is None or SessionRecord.decode(entry.value).tenant != tenant:
+    if entry.value is None:
         raise UnknownSession(session)
-    return entry
+    record = SessionRecord.decode(entry.value)
+    if record.tenant != tenant:
+        raise UnknownSession(session)
+    return entry, record
 
 
 async def _joined(bus: Bus, session: str, position: Position | None) -> Joined:

@@ -6,6 +6,7 @@ import asyncio
 from typing import Final
 
 from common.bus import Bus, connect
+from common.conversations.repository import Conversations
 from common.durability import Durability
 from common.errors import StoreUnavailable
 from common.settings import BusSettings
@@ -22,6 +23,7 @@ class Store:
         self.durability = Durability(settings)
         self._settings = settings
         self._bus: Bus | None = None
+        self._conversations: Conversations | None = None
 
     @property
     def fault(self) -> str | None:
@@ -40,6 +42,16 @@ class Store:
             raise StoreUnavailable(self.fault or CONNECTING)
         return self._bus
 
+    @property
+    def conversations(self) -> Conversations:
+        """
+        Raises:
+            StoreUnavailable: as `bus`.
+        """
+        if self._conversations is None or self.fault:
+            raise StoreUnavailable(self.fault or CONNECTING)
+        return self._conversations
+
     async def hold(self, catalog: CatalogView) -> None:
         """Connect, for as long as it takes, and keep the connection and the catalog view until cancelled.
 
@@ -51,7 +63,10 @@ class Store:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(catalog.follow(bus))
                     tasks.create_task(self.durability.watch(bus))
+                    conversations = Conversations(bus, compress=self._settings.enable_conversation_compression)
+                    tasks.create_task(conversations.run())
                     await catalog.wait_until_read()
+                    self._conversations = conversations
                     self._bus = bus
             finally:
-                self._bus = None
+                self._bus = self._conversations = None

@@ -32,7 +32,7 @@ max_payload: 8MB
 ports_file_dir: "{folder}"
 jetstream {{
   store_dir: "{folder}"
-  max_file_store: 20GB
+  max_file_store: 24GB
 {sync}}}
 """
 SYNC: Final[dict[DurabilityLevel, str]] = {

@@ -17,6 +17,7 @@ from common import registry, subjects
 from common.bus import Bus, connect
 from common.catalog import ServerSpec
 from common.consumer import Delivery
+from common.conversations.repository import Conversations
 from common.durability import Durability
 from common.errors import StoreUnavailable
 from common.job_errors import JobError
@@ -29,6 +30,7 @@ from worker.errors import EngineUnavailable
 from worker.heartbeat import Heartbeat
 from worker.presence import health_server, micro_service
 from worker.reaper import STORE_LABEL, WORKER_LABEL, Reaper, sweep
+from worker.recording import Recording
 from worker.runner import Runner
 from worker.served_server import ServedServer, Worker, serve
 from worker.settings import WorkerSettings
@@ -158,12 +160,14 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> None:
         if bus is None:
             return
         heartbeat = Heartbeat(settings.ack_wait_s)
+        conversations = Conversations(bus, compress=settings.enable_conversation_compression)
+        recording = Recording(bus, conversations)
         worker = Worker(
             id=worker_id,
             bus=bus,
             engine=engine,
             slots=Slots(settings.worker_concurrency),
-            runner=Runner(bus, worker_id, engine, heartbeat, settings.output_limits()),
+            runner=Runner(bus, worker_id, engine, heartbeat, settings.output_limits(), recording),
             heartbeat=heartbeat,
             boot_gate=BootGate(settings.boots_at_once),
             output_limits=settings.output_limits(),
@@ -179,6 +183,7 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> None:
                 await bus.client.subscribe(subjects.ALL_CLOSES, cb=app.on_close)
                 loops = [
                     tasks.create_task(heartbeat.run()),
+                    tasks.create_task(conversations.run()),
                     tasks.create_task(app.follow_catalog()),
                     tasks.create_task(app.recheck_cancels()),
                     tasks.create_task(Durability(settings).watch(bus)),

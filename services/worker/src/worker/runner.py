@@ -28,6 +28,7 @@ from worker.heartbeat import Heartbeat
 from worker.journal import Journal
 from worker.output_stream import OutputLimits
 from worker.proof import OwnerAlive, Proof
+from worker.recording import Recording
 from worker.redelivery import Drop, End, Leave, Past, Prove, Start, Step, after_failure, decide, is_last, unknown
 
 _log = get(__name__)
@@ -39,12 +40,19 @@ class Runner:
     """Runs the jobs of all servers of a worker."""
 
     def __init__(
-        self, bus: Bus, worker: str, engine: ContainerEngine, heartbeat: Heartbeat, output_limits: OutputLimits
+        self,
+        bus: Bus,
+        worker: str,
+        engine: ContainerEngine,
+        heartbeat: Heartbeat,
+        output_limits: OutputLimits,
+        recording: Recording,
     ) -> None:
         self._bus = bus
         self._worker = worker
         self._output_limits = output_limits
         self._heartbeat = heartbeat
+        self._recording = recording
         self._proof = Proof(bus, engine, worker)
         self._held: dict[str, Held] = {}
         """Every job in hand here, by its id."""
@@ -191,6 +199,8 @@ class Runner:
         self._tell_end(delivery, step.attempt, step.ending, {})
 
     async def _settle(self, delivery: Delivery) -> None:
+        if delivery.job.record:
+            await self._recording.record(delivery.job, again=delivery.deliveries > 1)
         await self._current(delivery).ack()
 
     def _current(self, delivery: Delivery) -> Delivery:

@@ -1,0 +1,81 @@
+"""`orchestrator conversation`: look at what a session has said, or have it forgotten."""
+
+from __future__ import annotations
+
+import json
+from contextlib import aclosing
+from typing import Annotated, Any
+
+import typer
+
+from client.command import NOT_SUCCEEDED, SUCCEEDED, connected, run
+from client.conversation import Unreadable
+from client.options import AsJson, Key, SessionId, Url
+from client.session import DEFAULT_KEY, DEFAULT_URL
+from client.terminal import complain
+
+app = typer.Typer(help="The messages that a session keeps.", no_args_is_help=True)
+
+
+@app.command("show")
+def show_conversation(
+    session: SessionId,
+    after: Annotated[int, typer.Option("--after", min=0, help="Only messages with higher numbers.")] = 0,
+    url: Url = DEFAULT_URL,
+    key: Key = DEFAULT_KEY,
+    as_json: AsJson = False,
+) -> None:
+    """Show the messages of a session, the oldest first. Exit code 1 where a part of them cannot be read."""
+
+    async def main() -> int:
+        code = SUCCEEDED
+        async with (
+            connected(url, key, session) as opened,
+            aclosing(opened.conversation.messages(after=after)) as messages,
+        ):
+            async for message in messages:
+                if isinstance(message, Unreadable):
+                    complain(f"{message.key} at revision {message.revision} cannot be read: {message.reason}")
+                    code = NOT_SUCCEEDED
+                elif as_json:
+                    print(json.dumps(message, ensure_ascii=False), flush=True)
+                else:
+                    print(f"{message['number']:>6} {_who(message)}: {_says(message)}", flush=True)
+        return code
+
+    run(main())
+
+
+@app.command("delete")
+def delete_conversation(session: SessionId, url: Url = DEFAULT_URL, key: Key = DEFAULT_KEY) -> None:
+    """Forget the messages of a session; the session goes on."""
+
+    async def main() -> int:
+        async with connected(url, key, session) as opened:
+            await opened.conversation.delete()
+        return SUCCEEDED
+
+    run(main())
+
+
+def _who(message: dict[str, Any]) -> str:
+    if message.get("role") != "tool":
+        return str(message.get("role", "?"))
+    arguments = json.dumps(message.get("arguments", {}), ensure_ascii=False)
+    return f"{message.get('server')}/{message.get('tool')} {arguments} {message.get('outcome')}"
+
+
+def _says(message: dict[str, Any]) -> str:
+    content = message.get("content", "")
+    if isinstance(content, str):
+        return content
+    return " ".join(_part(part) for part in content) if isinstance(content, list) else json.dumps(content)
+
+
+def _part(part: Any) -> str:
+    text = part.get("text") if isinstance(part, dict) else part
+    if isinstance(text, str):
+        return text
+    if isinstance(text, dict) and "part" in text:
+        return f"{text['part']['start']} … ({text['part']['size']} bytes)"
+    return f"[{part.get('type', 'part')}]" if isinstance(part, dict) else str(part)

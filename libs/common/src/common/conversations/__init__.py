@@ -1,0 +1,1 @@
+"""Conversations: the stored messages of sessions, compressed, in segments (docs/adr/0017)."""

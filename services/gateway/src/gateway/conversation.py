@@ -1,0 +1,98 @@
+"""A session's conversation as clients see it: as values, and as Markdown."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import asdict
+from typing import Any, Final
+
+from common.conversations.message import Part
+from gateway.store import Store
+
+DEFAULT_MESSAGES: Final = 100
+MAX_MESSAGES: Final = 1_000
+MAX_CONVERSATION_TTL_S: Final = 10 * 365 * 86_400.0
+
+
+class Conversation:
+    """Callers have made sure that the session is theirs."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def get(self, session: str, *, after: int, limit: int) -> dict[str, Any]:
+        """A page: `{session, messages: [{number, …}], faults: [{key, revision, reason}], after}`; `after` goes on, and
+        is None where there is nothing more.
+
+        Raises:
+            StoreUnavailable
+        """
+        page = await self._store.conversations.messages(session, after=after, limit=limit)
+        return {
+            "session": session,
+            "messages": [{"number": each.number, **_shown(each.message)} for each in page.messages],
+            "faults": [fault.as_dict() for fault in page.faults],
+            "after": page.messages[-1].number if page.more else None,
+        }
+
+    async def delete(self, session: str) -> dict[str, Any]:
+        """
+        Raises:
+            StoreUnavailable: it may be repeated.
+        """
+        await self._store.conversations.delete(session)
+        return {"session": session}
+
+
+def _shown(value: Any) -> Any:
+    """`value` in what every frame can say: bytes as base64, a part by what is known of it."""
+    if isinstance(value, dict):
+        return {str(key): _shown(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_shown(item) for item in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return {"part": asdict(value)} if isinstance(value, Part) else value
+
+
+def as_markdown(page: dict[str, Any]) -> str:
+    """A page of `Conversation.get()` for people: a heading for each message, then what it says."""
+    lines = [f"# Conversation {page['session']}", ""]
+    for message in page["messages"]:
+        lines += [f"## {message['number']}. {_title(message)}", "", *_body(message), ""]
+    lines += [
+        f"> **Cannot be read:** {each['key']} at revision {each['revision']}: {each['reason']}\n"
+        for each in page["faults"]
+    ]
+    if page["after"] is not None:
+        lines += [f"> There is more: `after={page['after']}`", ""]
+    return "\n".join(lines)
+
+
+def _title(message: dict[str, Any]) -> str:
+    role = str(message.get("role", "message"))
+    if role != "tool":
+        return role
+    return f"tool {message.get('server', '')}/{message.get('tool', '')}: {message.get('outcome', '')}"
+
+
+def _body(message: dict[str, Any]) -> list[str]:
+    lines = _fenced(json.dumps(message["arguments"], ensure_ascii=False)) if message.get("arguments") else []
+    content = message.get("content", "")
+    for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
+        text = part.get("text") if isinstance(part, dict) else part
+        if isinstance(text, dict) and "part" in text:
+            lines += [f"*{text['part']['size']} bytes, which begin:*", "", *_fenced(text["part"]["start"])]
+        elif isinstance(text, str):
+            lines += _fenced(text) if message.get("role") == "tool" else [text, ""]
+        else:
+            lines += [f"*{part.get('type', 'part') if isinstance(part, dict) else 'part'}*", ""]
+    return lines
+
+
+def _fenced(text: str) -> list[str]:
+    """As it is, whatever is in it: the fence is longer than any in the text."""
+    longest = max((len(run) for run in text.replace("`", "\0").split() if set(run) == {"\0"}), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [fence, text, fence, ""]

@@ -47,10 +47,15 @@ async def test_calls_of_a_session_that_records_are_in_its_conversation_and_those
             await cluster.until_settled()
 
             page = (await http.get(f"/sessions/{opened}/conversation")).json()
+            for number in range(40):
+                more = await session.run("fixture", "echo", {"text": f"words for a dictionary, number {number}"})
+                assert more.succeeded
+            await cluster.until_settled()
             nothing = [message async for message in other.conversation.messages()]
         code, shown = await run("client", "conversation", "show", opened, "--url", gateway.url)
         accept = {"Accept": "text/markdown"}
         markdown = await http.get(f"/sessions/{opened}/conversation", params={"limit": 1}, headers=accept)
+        trained = await run("client", "conversations", "train-dictionary", "--url", gateway.url)
         assert (await http.delete(f"/sessions/{opened}/conversation")).status_code == 200
         emptied = (await http.get(f"/sessions/{opened}/conversation")).json()
 
@@ -70,4 +75,5 @@ async def test_calls_of_a_session_that_records_are_in_its_conversation_and_those
     assert markdown.headers["content-type"].startswith("text/markdown")
     assert "## 1. tool fixture/echo: succeeded" in markdown.text
     assert "`after=1`" in markdown.text
+    assert trained == (0, "dictionary 1 is in use\n")
     assert emptied["messages"] == []

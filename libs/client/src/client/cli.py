@@ -30,6 +30,7 @@ app = typer.Typer(
 app.add_typer(dead_letter_commands.app, name="dead-letters")
 app.add_typer(file_commands.app, name="files")
 app.add_typer(conversation_commands.app, name="conversation")
+app.add_typer(conversation_commands.all_app, name="conversations")
 
 
 @app.command()

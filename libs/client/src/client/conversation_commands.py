@@ -15,6 +15,7 @@ from client.session import DEFAULT_KEY, DEFAULT_URL
 from client.terminal import complain
 
 app = typer.Typer(help="The messages that a session keeps.", no_args_is_help=True)
+all_app = typer.Typer(help="For operators: what concerns the conversations of all sessions.", no_args_is_help=True)
 
 
 @app.command("show")
@@ -53,6 +54,18 @@ def delete_conversation(session: SessionId, url: Url = DEFAULT_URL, key: Key = D
     async def main() -> int:
         async with connected(url, key, session) as opened:
             await opened.conversation.delete()
+        return SUCCEEDED
+
+    run(main())
+
+
+@all_app.command("train-dictionary")
+def train_dictionary(url: Url = DEFAULT_URL, key: Key = DEFAULT_KEY) -> None:
+    """Train a compression dictionary from the stored conversations, and use it from now on."""
+
+    async def main() -> int:
+        async with connected(url, key) as session:
+            print(f"dictionary {await session.train_dictionary()} is in use")
         return SUCCEEDED
 
     run(main())

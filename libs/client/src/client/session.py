@@ -254,6 +254,15 @@ class Session:
         """The jobs that the system gave up on, of all sessions of the tenant."""
         return DeadLetters(self._ask)
 
+    async def train_dictionary(self) -> int:
+        """For operators: have all conversations compressed with a new dictionary from now on. Returns its version.
+
+        Raises:
+            Refused: of type `operators_only` or `too_few_messages`.
+        """
+        version: int = (await self._ask("conversations/train_dictionary"))["version"]
+        return version
+
     @property
     def conversation(self) -> Conversation:
         """The messages that the session keeps."""

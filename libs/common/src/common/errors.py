@@ -20,6 +20,8 @@ ServiceError
 │   ├── IdempotencyKeyReused    the key stands for another request
 │   ├── RateLimited             the tenant calls faster than it may
 │   ├── TooManyJobs             the session has as many jobs as it may, over all servers
+│   ├── TooFewMessages          a compression dictionary needs more stored conversations
+│   ├── OperatorsOnly           the tenant is none of OPERATORS
 │   ├── ConversationMoved       it has other messages by now than the caller knows
 │   └── QueueFull               the session's queue on one server is at its limit
 ├── UnavailableError            nobody's fault for good; repeating later may work
@@ -250,6 +252,24 @@ class TooManyJobs(CallerError):
             depth=depth,
             retry_after_s=retry_after_s,
         )
+
+
+class TooFewMessages(CallerError):
+    type = "too_few_messages"
+    code = 409
+    status = 409
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"no dictionary can be made of the stored messages: {why}")
+
+
+class OperatorsOnly(CallerError):
+    type = "operators_only"
+    code = 403
+    status = 403
+
+    def __init__(self, method: str) -> None:
+        super().__init__(f"{method} is for the tenants that OPERATORS names")
 
 
 class ConversationMoved(CallerError):

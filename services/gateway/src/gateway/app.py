@@ -63,7 +63,7 @@ class Gateway:
         )
         self.methods = Methods(
             self.sessions,
-            Conversation(self.store),
+            Conversation(self.store, settings.operators),
             jobs,
             self.files,
             DeadLetters(self.store, self.catalog, self.sessions, settings.job_timeout_ms, settings.operators),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any, Final
 
 from common.conversations.message import Part
+from common.errors import OperatorsOnly
 from gateway.store import Store
 
 DEFAULT_MESSAGES: Final = 100
@@ -18,8 +20,9 @@ MAX_CONVERSATION_TTL_S: Final = 10 * 365 * 86_400.0
 class Conversation:
     """Callers have made sure that the session is theirs."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, operators: Collection[str]) -> None:
         self._store = store
+        self._operators = frozenset(operators)
 
     async def get(self, session: str, *, after: int, limit: int) -> dict[str, Any]:
         """A page: `{session, messages: [{number, …}], faults: [{key, revision, reason}], after}`; `after` goes on, and
@@ -43,6 +46,16 @@ class Conversation:
         """
         await self._store.conversations.delete(session)
         return {"session": session}
+
+    async def train_dictionary(self, tenant: str) -> dict[str, Any]:
+        """
+        Raises:
+            OperatorsOnly: if the tenant is none: the dictionary holds pieces of everybody's messages.
+            TooFewMessages, StoreUnavailable: as `Conversations.train_dictionary()`.
+        """
+        if tenant not in self._operators:
+            raise OperatorsOnly("conversations/train_dictionary")
+        return {"version": await self._store.conversations.train_dictionary()}
 
 
 def _shown(value: Any) -> Any:

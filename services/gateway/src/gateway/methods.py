@@ -254,6 +254,9 @@ class Methods:
         await self._sessions.require(caller.tenant, params.session)
         return await self._conversation.delete(params.session)
 
+    async def _train_dictionary(self, caller: Caller, params: NoParams) -> Result:
+        return await self._conversation.train_dictionary(caller.tenant)
+
     async def _get_job(self, caller: Caller, params: JobParams) -> Result:
         await self._sessions.require(caller.tenant, params.session)
         return await self._jobs.get(params.session, params.job)
@@ -305,6 +308,7 @@ METHODS: Final[dict[str, tuple[type[_Params], Callable[[Methods, Caller, Any], A
     "tools/call": (CallParams, Methods._call_tool),
     "conversation/get": (ConversationParams, Methods._get_conversation),
     "conversation/delete": (SessionParams, Methods._delete_conversation),
+    "conversations/train_dictionary": (NoParams, Methods._train_dictionary),
     "job/get": (JobParams, Methods._get_job),
     "job/cancel": (JobParams, Methods._cancel_job),
     "files/put": (PutFileParams, Methods._put_file),

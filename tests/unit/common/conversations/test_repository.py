@@ -18,7 +18,7 @@ from common.conversations.message import Part, pack_message
 from common.conversations.parts import content_of
 from common.conversations.repository import Conversations
 from common.conversations.segments import HEAD, SEALED_BYTES, TAIL_BYTES, key_of
-from common.errors import ConversationMoved, ConversationUnreadable, Fenced
+from common.errors import ConversationMoved, ConversationUnreadable, Fenced, TooFewMessages
 from common.streams import CONVERSATIONS_BUCKET
 from tests.nats_server import NatsServer
 from tests.unit.common.bus_rig import open_bus, until
@@ -340,6 +340,22 @@ async def test_a_trained_dictionary_is_used_from_then_on_and_makes_values_smalle
     assert set(after.formats) == {Format.ZSTD_DICTIONARY}
     assert after.stored_bytes < before
     assert [each.message for each in found] == [*some, *(message(number, 3_000) for number in range(9, 49))]
+
+
+async def test_a_dictionary_is_trained_from_what_is_stored(bus: Bus, conversations: Conversations) -> None:
+    """Of all sessions; with too little stored it says so, and nothing changes."""
+    with pytest.raises(TooFewMessages):
+        await conversations.train_dictionary()
+    random = Random(2)
+    words = ["".join(random.choices(ascii_lowercase, k=8)) for _ in range(300)]
+    for session in range(20):
+        said = [{"role": "user", "content": " ".join(random.choices(words, k=60))} for _ in range(40)]
+        await conversations.append(f"s{session}", said, ttl_s=TTL_S)
+    await overwritten(bus, 1, b"\x09")
+
+    assert await conversations.train_dictionary() == 1
+    await conversations.append("new", [{"role": "user", "content": " ".join(words[:30])}], ttl_s=TTL_S)
+    assert set((await conversations.stats("new")).formats) == {Format.ZSTD_DICTIONARY}
 
 
 async def test_large_parts_are_kept_in_the_object_store(bus: Bus, conversations: Conversations) -> None:

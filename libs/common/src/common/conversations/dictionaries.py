@@ -10,7 +10,7 @@ import zstandard
 
 from common import subjects
 from common.bus import Bus
-from common.errors import Fenced
+from common.errors import Fenced, TooFewMessages
 from common.streams import CONVERSATIONS_BUCKET
 
 PLACE: Final = "_dictionary"
@@ -20,10 +20,6 @@ LOOK_AGAIN_S: Final = 30.0
 """How long a dictionary that another process has trained may be unknown to this one as the one to write with."""
 MIN_SAMPLES: Final = 16
 """zstd makes no dictionary of less."""
-
-
-class TooFewSamples(Exception):
-    """There is not enough stored to train from."""
 
 
 class DictionaryStore:
@@ -62,11 +58,11 @@ class DictionaryStore:
         thread.
 
         Raises:
-            TooFewSamples
+            TooFewMessages
             StoreUnavailable
         """
         if len(samples) < MIN_SAMPLES:
-            raise TooFewSamples(f"{len(samples)} messages are stored: a dictionary needs {MIN_SAMPLES} at least")
+            raise TooFewMessages(f"{len(samples)} are stored, and it needs {MIN_SAMPLES} at least")
         while True:
             version = max(await self.versions(), default=0) + 1
             try:
@@ -74,7 +70,7 @@ class DictionaryStore:
                     zstandard.train_dictionary, MAX_DICTIONARY_BYTES, list(samples), dict_id=version, level=19
                 )
             except zstandard.ZstdError as exc:
-                raise TooFewSamples(f"what is stored is too little to train from: {exc}") from exc
+                raise TooFewMessages(f"what is stored is too little: {exc}") from exc
             try:
                 await self._bus.replace(CONVERSATIONS_BUCKET, _key(version), trained.as_bytes(), 0)
             except Fenced:

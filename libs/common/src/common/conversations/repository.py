@@ -30,6 +30,7 @@ from common.conversations.segments import (
     UnreadableSegment,
     key_of,
 )
+from common.conversations.training import train
 from common.errors import (
     ConversationMoved,
     ConversationStoreFull,
@@ -82,6 +83,16 @@ class Conversations(ConversationReader):
     async def run(self) -> None:
         """Merge full tails into sealed segments, off everybody's way. Runs until cancelled."""
         await self._merging.run()
+
+    async def train_dictionary(self) -> int:
+        """Make a dictionary of what is stored and write with it from now on; other processes do within half a minute.
+        Returns its version. Takes seconds of a thread.
+
+        Raises:
+            TooFewMessages: if there is not enough stored.
+            StoreUnavailable
+        """
+        return await train(self._bus, self._segments, self.dictionaries)
 
     async def merged(self) -> None:
         """Returns when nothing is left to merge of what was added so far."""

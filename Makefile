@@ -59,7 +59,7 @@ up: $(STAMP) ## run everything on this machine until Ctrl-C
 	@$(WITH_ENGINE) sh -c '$(IMAGES) && exec $(BIN)/python -m standalone up'
 
 bench: $(STAMP) ## measure what a call costs and how fast output comes (benchmarks/README.md)
-	@$(WITH_ENGINE) sh -c '$(IMAGES) --with-tests && $(BIN)/python -m benchmarks.call && exec $(BIN)/python -m benchmarks.output'
+	@$(WITH_ENGINE) sh -c '$(IMAGES) --with-tests && $(BIN)/python -m benchmarks.call && $(BIN)/python -m benchmarks.conversations && exec $(BIN)/python -m benchmarks.output'
 
 chaos: $(STAMP) ## kill, freeze and cut everything under load, then count (SECONDS, SEED, DURABILITY)
 	@$(WITH_ENGINE) sh -c '$(IMAGES) --with-tests && exec $(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) --durability $(DURABILITY)'

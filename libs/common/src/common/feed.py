@@ -34,7 +34,7 @@ QUIET_MIN_S = 5.0
 QUIET_MAX_S = 60.0
 """A feed that hears nothing looks whether the store has more: what is republished while a cluster's nodes come and go
 may reach nobody, and the last event of a job has none behind it that would show the gap. After that long first, then
-ever more seldom: an idle session costs one small read a minute."""
+ever more seldom while the store says that there is no more: an idle session costs one small read a minute."""
 LEADER_LAG_S = 2.0
 """How long an event seen live may be unknown to whoever answers as the stream's leader."""
 
@@ -90,15 +90,18 @@ class SessionFeed:
                 self._behind = False  # from here on live messages are buffered again
                 async with aclosing(self._read_store(seen=self._newest)) as missed:
                     async for stored in missed:
+                        quiet_s = QUIET_MIN_S
                         yield stored
                 continue
             try:
                 async with asyncio.timeout(quiet_s):
                     item = await self._buffer.get()
             except TimeoutError:
-                quiet_s = min(quiet_s * 2, QUIET_MAX_S)
-                if await self._store_has_more():
+                more = await self._store_has_more()
+                if more:
                     self._behind = True
+                elif more is False:
+                    quiet_s = min(quiet_s * 2, QUIET_MAX_S)
                 continue
             if item is None:
                 continue
@@ -116,12 +119,13 @@ class SessionFeed:
             finally:
                 self._share.give(len(data))
 
-    async def _store_has_more(self) -> bool:
+    async def _store_has_more(self) -> bool | None:
+        """None if the store is away: nothing is known then, and that is when live messages are lost."""
         try:
             return await self._bus.newest_event_seq(self._session) > self._delivered
         except StoreUnavailable as exc:
             _log.info("a quiet feed could not look into the store", session=self._session, reason=exc.message)
-            return False
+            return None
 
     def _decoded(self, seq: int, data: bytes) -> Event | None:
         try:

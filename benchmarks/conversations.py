@@ -104,8 +104,8 @@ def endless(said: list[Conversation]) -> Iterator[Any]:
             yield from conversation
 
 
-async def costs(bus: Bus, conversations: Conversations, said: list[Conversation]) -> dict[str, Any]:
-    """Of an append to a short conversation and to a long one, by turns; and of writing the long one anew."""
+async def costs(conversations: Conversations, said: list[Conversation]) -> dict[str, int]:
+    """Of an append to a short conversation and to a long one, by turns."""
     supply = endless(said)
     for start in range(0, MANY - TIMED // 2, 100):
         await conversations.append("long", list(islice(supply, min(100, MANY - TIMED // 2 - start))), ttl_s=TTL_S)
@@ -120,7 +120,7 @@ async def costs(bus: Bus, conversations: Conversations, said: list[Conversation]
     whole = [item async for item in conversations.export("long")]
     if [getattr(item, "number", 0) for item in whole] != list(range(1, len(whole) + 1)):
         raise SystemExit("messages of the long conversation are missing")
-    return {"append_us_at_10": round(median(short)), "append_us_at_10000": round(median(long)), "messages": len(whole)}
+    return {"append_us_at_10": round(median(short)), "append_us_at_10000": round(median(long))}
 
 
 async def whole_rewrite_us(bus: Bus, said: list[Conversation]) -> int:
@@ -163,7 +163,7 @@ async def measure() -> dict[str, Any]:
                 chat_bytes = await stored_bytes(bus)
                 await store(conversations, tools)
                 all_bytes = await stored_bytes(bus)
-                figures = await costs(bus, conversations, list(chat.values()))
+                figures = await costs(conversations, list(chat.values()))
             rewrite = await whole_rewrite_us(bus, list(chat.values()))
             merging.cancel()
     everything = [*chat.values(), *tools.values()]

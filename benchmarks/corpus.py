@@ -41,9 +41,8 @@ COMMANDS = [
     "python3 -c 'import sys; print(sorted(sys.modules))'",
     "python3 -m pydoc json",
 ]
-READ_FILE = "sed -n '{first},{last}p' {file}"
+READ_FILE = "sed -n '1,150p' {file}"
 FILES_READ = 60
-LINES_READ = 150
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,10 @@ class Result:
 
 
 async def tool_results(session: Session) -> list[Result]:
-    """Every call of CALLS, of COMMANDS, and files of the container read piece by piece, as agents do."""
+    """Every call of CALLS, of COMMANDS, and beginnings of files of the container."""
     listed = await session.run("exec", "run", {"command": "ls /usr/lib/python3*/*.py /usr/local/lib/python3*/*.py"})
     files = [name for name in listed.text.split() if name.endswith(".py")][:FILES_READ]
-    commands = [*COMMANDS, *(READ_FILE.format(first=1, last=LINES_READ, file=name) for name in files)]
+    commands = [*COMMANDS, *(READ_FILE.format(file=name) for name in files)]
     commands += [f"grep -n def {name} | head -50" for name in files[::3]]
     found = []
     for server, tool, arguments in [*CALLS, *(("exec", "run", {"command": command}) for command in commands)]:

@@ -15,7 +15,7 @@ from nats.js.kv import KeyValue
 from common import headers, subjects
 from common.errors import Fenced, StoreUnavailable
 from common.log import get
-from common.nats_connection import WRONG_LAST_SEQUENCE, NatsConnection, translated
+from common.nats_connection import REFUSED_BEHIND_ANOTHER, NatsConnection, translated
 from common.publisher import CONNECTION_FAULTS, Outgoing, Publisher
 from common.streams import Limits, bucket_stream
 
@@ -40,7 +40,7 @@ class Change:
     key: str
     value: bytes | None
     revision: int
-    ttl_s: float
+    ttl_s: float | None
 
 
 class Buckets(NatsConnection):
@@ -113,7 +113,8 @@ class Buckets(NatsConnection):
                 yield Entry(key, msg.data or None, seq), (datetime.now(UTC) - at).total_seconds()
 
     async def replace_all(self, bucket: str, changes: Sequence[Change], msg_id: str | None = None) -> int:
-        """All of them, or none: of a bucket that is made for it, at most 1,000. Returns the last one's new revision.
+        """All of them, or none; several only of a bucket that is made for it, at most 1,000. Returns the last one's new
+        revision.
 
         With a `msg_id` it may be repeated after StoreUnavailable: what was stored after all is recognized by it.
 
@@ -123,22 +124,24 @@ class Buckets(NatsConnection):
         """
         messages = []
         for change in changes:
-            own = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(change.revision), headers.TTL: _ttl(change.ttl_s)}
+            own = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(change.revision)}
+            if change.ttl_s is not None:
+                own[headers.TTL] = f"{max(1, round(change.ttl_s))}s"
             if change.value is None:
                 own[headers.KV_OPERATION] = "DEL"
             messages.append(Outgoing(subjects.bucket_key(bucket, change.key), change.value or b"", own))
         if msg_id is not None:
             messages[-1].headers[headers.MSG_ID] = msg_id
-        with translated(f"writing {bucket}"):
+        subject = messages[-1].subject
+        with translated(f"writing {bucket}/{changes[-1].key}"):
             try:
                 return await (await self._publisher.send_batch(messages)).seq()
             except nats.js.errors.APIError as exc:
-                if exc.err_code not in WRONG_LAST_SEQUENCE:
+                if exc.err_code not in REFUSED_BEHIND_ANOTHER:
                     raise
-                # nats-server 2.15 looks at the fence before the id.
-                if msg_id and (seq := await self._last_written_as(bucket, messages[-1].subject, msg_id)):
+                if msg_id and (seq := await self._last_stored_as(bucket_stream(bucket), subject, msg_id)):
                     return seq
-                raise Fenced(messages[-1].subject, changes[-1].revision) from exc
+                raise Fenced(subject, changes[-1].revision) from exc
 
     async def replace(self, bucket: str, key: str, value: bytes, revision: int, ttl_s: float | None = None) -> int:
         """Write a key whose last revision is `revision` (0: it never was). Returns the new revision.
@@ -146,24 +149,7 @@ class Buckets(NatsConnection):
         Raises:
             Fenced: if somebody else wrote it meanwhile.
         """
-        subject = subjects.bucket_key(bucket, key)
-        message_headers = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(revision)}
-        if ttl_s is not None:
-            message_headers[headers.TTL] = _ttl(ttl_s)
-        with translated(f"writing {bucket}/{key}"):
-            try:
-                return await (await self._publisher.send(subject, value, message_headers)).seq()
-            except nats.js.errors.APIError as exc:
-                if exc.err_code in WRONG_LAST_SEQUENCE:
-                    raise Fenced(subject, revision) from exc
-                raise
-
-    async def _last_written_as(self, bucket: str, subject: str, msg_id: str) -> int | None:
-        try:
-            last = await self._reads.get_last_msg(bucket_stream(bucket), subject, direct=self.one_replica)
-        except nats.js.errors.NotFoundError:
-            return None
-        return last.seq if (last.headers or {}).get(headers.MSG_ID) == msg_id else None
+        return await self.replace_all(bucket, [Change(key, value, revision, ttl_s)])
 
     async def watch(self, bucket: str) -> AsyncGenerator[Entry | None]:
         """Every key of a bucket, then None once, then every change for as long as the caller iterates.
@@ -219,7 +205,3 @@ class Buckets(NatsConnection):
         """The connection was lost, and with it the consumers that they read."""
         for watcher in list(self._watchers):
             await self._stop_watching(watcher)
-
-
-def _ttl(seconds: float) -> str:
-    return f"{max(1, round(seconds))}s"

@@ -22,7 +22,7 @@ from common.dead_letters import DeadLetterLog
 from common.errors import QueueFull, StoreUnavailable
 from common.job_queue import job_of
 from common.log import get
-from common.nats_connection import WRONG_LAST_SEQUENCE, obey_cancellation, translated, without_credentials
+from common.nats_connection import STORE_FULL, WRONG_LAST_SEQUENCE, obey_cancellation, translated, without_credentials
 from common.publisher import CONNECTION_FAULTS, Acknowledgement, Publisher
 from common.schema import Event, Job, now_ms
 from common.settings import BusSettings
@@ -36,8 +36,6 @@ PENDING_BYTES = 16 * 1024 * 1024
 QUEUE_FULL_RETRY_S = 1.0
 LEAVE_TIMEOUT_S = 5.0
 """For a connection to hand over what is still in it; nats-py's own limit is 30 s."""
-
-_SUBJECT_FULL = 10077
 
 
 class Accepted(NamedTuple):
@@ -123,7 +121,7 @@ class Bus(DeadLetterLog):
             job_seq = await accepted.seq()
         except nats.js.errors.APIError as exc:
             await self._js.purge_stream(SESSIONS, subject=queued_subject)
-            if exc.err_code == _SUBJECT_FULL:
+            if exc.err_code == STORE_FULL:
                 raise QueueFull(job.server, self.limits.queue_limit, QUEUE_FULL_RETRY_S) from exc
             raise
         return Accepted(seq, job_seq)

@@ -22,7 +22,7 @@ from common.allowance import Share, own_share
 from common.errors import Fenced, PayloadTooLarge, UndecodableMessage
 from common.feed import SessionFeed, StoredEvent
 from common.log import get
-from common.nats_connection import REQUEST_TIMEOUT_S, WRONG_LAST_SEQUENCE, translated
+from common.nats_connection import REFUSED_BEHIND_ANOTHER, REQUEST_TIMEOUT_S, translated
 from common.object_store import ObjectStore
 from common.publisher import Outgoing, Publisher
 from common.schema import Event, now_ms
@@ -30,9 +30,6 @@ from common.streams import SESSIONS, Limits
 
 _log = get(__name__)
 
-REFUSED_BEHIND_ANOTHER = (*WRONG_LAST_SEQUENCE, 10201)
-"""JetStream's codes for events that are not, or not any more, the next of their job. 10201: a batch in which a message
-has an id that is stored already."""
 
 LIVE_PENDING_EVENTS = 1_024
 """Live messages of one feed that may wait in nats-py for the feed to look at them, which it does at once. What comes
@@ -93,17 +90,9 @@ class EventLog(ObjectStore):
             except nats.js.errors.APIError as exc:
                 if exc.err_code not in REFUSED_BEHIND_ANOTHER:
                     raise
-                if last_id and (seq := await self._last_stored_as(subject, last_id)):
+                if last_id and (seq := await self._last_stored_as(SESSIONS, subject, last_id)):
                     return seq
                 raise Fenced(subject, expected) from exc
-
-    async def _last_stored_as(self, subject: str, msg_id: str) -> int | None:
-        """Number of the subject's last message if it has that id: nats-server 2.15 looks at the fence before the id."""
-        try:
-            msg = await self._reads.get_last_msg(SESSIONS, subject)
-        except nats.js.errors.NotFoundError:
-            return None  # past the resume window
-        return msg.seq if (msg.headers or {}).get(headers.MSG_ID) == msg_id else None
 
     async def request_cancel(self, session: str, job: str, attempt: int) -> bool:
         """Keep that a client wants a running job stopped; its worker hears of it live. False if that is kept already.

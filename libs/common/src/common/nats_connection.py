@@ -37,6 +37,11 @@ HEADER_BYTES = 4096
 
 WRONG_LAST_SEQUENCE = (10071, 10164)
 """JetStream's codes for a publish behind another message than the one that it named."""
+REFUSED_BEHIND_ANOTHER = (*WRONG_LAST_SEQUENCE, 10201)
+"""JetStream's codes for what is not, or not any more, the next of its subject. 10201: a batch in which a message has an
+id that is stored already."""
+STORE_FULL = 10077
+"""JetStream's code for a stream, or a subject of it, that has no room."""
 
 
 T = TypeVar("T")
@@ -207,6 +212,14 @@ class NatsConnection:
         """The last message of each subject that has one, with its number; 1,024 subjects at most."""
         request = {"multi_last": list(of_subjects), "batch": len(of_subjects)}
         return list((await self._direct_get_batch(stream, request)).found)
+
+    async def _last_stored_as(self, stream: str, subject: str, msg_id: str) -> int | None:
+        """Number of the subject's last message if it has that id: nats-server 2.15 looks at the fence before the id."""
+        try:
+            msg = await self._reads.get_last_msg(stream, subject)
+        except nats.js.errors.NotFoundError:
+            return None  # past its time
+        return msg.seq if (msg.headers or {}).get(headers.MSG_ID) == msg_id else None
 
     async def _direct_get_batch(
         self, stream: str, request: dict[str, Any], keep: Callable[[Msg], bool] | None = None

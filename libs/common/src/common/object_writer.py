@@ -15,7 +15,7 @@ import zstandard
 from common import headers, subjects
 from common.errors import ArtifactStoreFull, StoreUnavailable
 from common.log import get
-from common.nats_connection import translated
+from common.nats_connection import STORE_FULL, translated
 from common.object_info import ObjectInfo
 from common.output import Digest, Summary
 from common.publisher import Acknowledgement, Publisher
@@ -32,9 +32,6 @@ GIVE_UP_S: Final = 60.0
 """How long a store that is there may leave a chunk unanswered, as nats-server 2.15 does when its disk is full."""
 RETRY_MIN_S: Final = 0.1
 RETRY_MAX_S: Final = 5.0
-
-_MAXIMUM_BYTES: Final = 10077
-"""JetStream's code for a stream that has no room."""
 
 
 @dataclass
@@ -157,7 +154,7 @@ class ObjectWriter:
         try:
             return await sent.seq()
         except nats.js.errors.APIError as exc:
-            if exc.err_code == _MAXIMUM_BYTES:
+            if exc.err_code == STORE_FULL:
                 raise ArtifactStoreFull from exc
             raise
 

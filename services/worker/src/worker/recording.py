@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import aclosing
+from typing import Any, Final
 
 from common.bus import Bus
 from common.conversations.message import Message
+from common.conversations.reading import Numbered
 from common.conversations.repository import Conversations
 from common.errors import ArtifactStoreFull, ConversationStoreFull, ConversationUnreadable, UndecodableMessage
 from common.log import get
@@ -14,7 +16,7 @@ from common.streams import SESSIONS_BUCKET
 
 _log = get(__name__)
 
-LOOKED_BACK: int = 200
+LOOKED_BACK: Final = 200
 """Messages among which one that is already there is looked for."""
 
 
@@ -44,8 +46,11 @@ class Recording:
 
     async def _is_there(self, job: Job) -> bool:
         last = await self._conversations.last_number(job.session)
-        page = await self._conversations.messages(job.session, after=max(0, last - LOOKED_BACK), limit=LOOKED_BACK)
-        return any(each.message.get("job") == job.id for each in page.messages)
+        async with aclosing(self._conversations.export(job.session, after=max(0, last - LOOKED_BACK))) as found:
+            async for item in found:
+                if isinstance(item, Numbered) and item.message.get("job") == job.id:
+                    return True
+        return False
 
 
 def _message(job: Job, end: Event) -> Message:

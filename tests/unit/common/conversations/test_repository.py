@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from common import subjects
+from common.buckets import Change
 from common.bus import Bus
 from common.conversations import merging
 from common.conversations.codec import Format, encode, joined
@@ -180,6 +181,17 @@ async def test_a_writer_that_knows_an_older_state_is_told_so(conversations: Conv
     assert_complete(await everything(conversations), 3)
 
 
+@pytest.mark.parametrize("changes", [1, 2], ids=["one value", "two in one step"])
+async def test_a_write_whose_answer_was_lost_is_repeated_without_effect(bus: Bus, changes: int) -> None:
+    """The store is asked once more under the same id: the revision is the first one's."""
+    written = [Change(key_of(SESSION, number), b"\x00", 0, TTL_S) for number in range(changes)]
+    first = await bus.replace_all(CONVERSATIONS_BUCKET, written, "an-id")
+
+    assert await bus.replace_all(CONVERSATIONS_BUCKET, written, "an-id") == first
+    with pytest.raises(Fenced):
+        await bus.replace_all(CONVERSATIONS_BUCKET, written, "another-id")
+
+
 # --- merging ----------------------------------------------------------------------------------------------
 
 
@@ -216,14 +228,14 @@ async def test_a_merge_that_is_cut_off_leaves_what_was_there(bus: Bus, monkeypat
         run = await stale._merging._run(SESSION)
         assert len(run) > 1
         last = await bus.get(CONVERSATIONS_BUCKET, key_of(SESSION, run[-1].first))
-        encoded = stale._segments.encoded_in_thread
+        encoded = stale._segments.encoded
 
         async def meanwhile(plain: bytes, level: int) -> bytes:
             assert last.value is not None
             await bus.replace(CONVERSATIONS_BUCKET, last.key, last.value, last.revision)
             return await encoded(plain, level)
 
-        monkeypatch.setattr(stale._segments, "encoded_in_thread", meanwhile)
+        monkeypatch.setattr(stale._segments, "encoded", meanwhile)
         with pytest.raises(Fenced):
             await stale._merging.merge(SESSION, TTL_S)
 

@@ -55,8 +55,7 @@ def joined(messages: Sequence[bytes]) -> bytes:
 
 def extended(plain: bytes, messages: Sequence[bytes]) -> bytes:
     """The array with more messages behind its own."""
-    count = count_of(plain) + len(messages)
-    return b"".join((bytes([_ARRAY32]), count.to_bytes(4, "big"), plain[_HEAD:], *messages))
+    return concatenated([plain, joined(messages)])
 
 
 def concatenated(arrays: Sequence[bytes]) -> bytes:
@@ -84,7 +83,7 @@ def messages_of(plain: bytes) -> list[Message]:
 
 
 def encode(plain: bytes, level: int | None, dictionary: zstandard.ZstdCompressionDict | None) -> bytes:
-    """The value of an array; uncompressed without a level. At SEALED_LEVEL it takes 10 to 100 ms."""
+    """The value of an array; uncompressed without a level. At SEALED_LEVEL it takes tens of milliseconds."""
     if level is None:
         return bytes([Format.PLAIN]) + plain
     packer = zstandard.ZstdCompressor(level=level, dict_data=dictionary)

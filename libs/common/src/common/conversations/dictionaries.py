@@ -44,14 +44,12 @@ class DictionaryStore:
         keys = await self._bus.keys(CONVERSATIONS_BUCKET, subjects.segments_of_session(PLACE))
         return sorted(int(key.rsplit(".", 1)[-1]) for key in keys)
 
-    async def load(self, version: int) -> bool:
+    async def load(self, version: int) -> None:
         """Have it among `known`, if the store has it."""
         if version not in self.known:
             entry = await self._bus.get(CONVERSATIONS_BUCKET, _key(version))
-            if entry.value is None:
-                return False
-            self.known[version] = zstandard.ZstdCompressionDict(entry.value)
-        return True
+            if entry.value is not None:
+                self.known[version] = zstandard.ZstdCompressionDict(entry.value)
 
     async def train(self, samples: Sequence[bytes]) -> int:
         """Make a dictionary of messages, store it, write with it from now on. Returns its version. Takes seconds of a

@@ -78,7 +78,7 @@ class Merging:
         run = await self._run(session)
         if not run:
             return
-        value = await self._segments.encoded_in_thread(concatenated([each.plain for each in run]), SEALED_LEVEL)
+        value = await self._segments.encoded(concatenated([each.plain for each in run]), SEALED_LEVEL)
         changes = [Change(key_of(session, run[0].first), value, run[0].revision, ttl_s * KEPT_FACTOR)]
         remember_s = self._bus.limits.conversation_memory_s
         changes += [Change(key_of(session, each.first), None, each.revision, remember_s) for each in run[1:]]

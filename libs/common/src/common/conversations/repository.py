@@ -39,6 +39,7 @@ from common.errors import (
     StoreUnavailable,
 )
 from common.log import get
+from common.nats_connection import STORE_FULL
 from common.streams import CONVERSATIONS_BUCKET
 
 _log = get(__name__)
@@ -172,7 +173,7 @@ class Conversations(ConversationReader):
             try:
                 return await self._bus.replace_all(CONVERSATIONS_BUCKET, changes, msg_id)
             except StoreUnavailable as exc:
-                if exc.data.get("err_code") == _BUCKET_FULL:
+                if exc.data.get("err_code") == STORE_FULL:
                     raise ConversationStoreFull from exc
                 if asyncio.get_running_loop().time() >= give_up_at:
                     raise
@@ -259,7 +260,7 @@ class Conversations(ConversationReader):
             kept = after - first + 1
             if kept < count_of(found.plain):
                 plain = joined([pack_message(message) for message in messages_of(found.plain)[:kept]])
-                value = await self._segments.encoded_in_thread(plain, FAST_LEVEL)
+                value = await self._segments.encoded(plain, FAST_LEVEL)
                 changes.append(Change(key, value, found.revision, kept_s))
             return [head.change(session, first, kept_s), *changes]
         return [head.change(session, 1, kept_s), *changes]
@@ -282,7 +283,3 @@ def _first_batch(ready: list[bytes]) -> list[bytes]:
         if count and size > MAX_WRITE_BYTES:
             return ready[:count]
     return ready
-
-
-_BUCKET_FULL: Final = 10077
-"""JetStream's code for a stream that has no room."""

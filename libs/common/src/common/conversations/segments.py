@@ -9,14 +9,12 @@ from typing import Any, Final
 from common import subjects
 from common.buckets import Change
 from common.bus import Bus
-from common.conversations.codec import SegmentFault, decode, dictionary_of, encode
+from common.conversations.codec import FAST_LEVEL, SegmentFault, decode, dictionary_of, encode
 from common.conversations.dictionaries import DictionaryStore
 from common.streams import CONVERSATIONS_BUCKET
 
 IN_PLACE_BYTES: Final = 32 * 1024
 """A value above this is unpacked in a thread."""
-
-
 HEAD: Final = 0
 """Where a segment's first number stands in the key of the head."""
 TAIL_BYTES: Final = 32 * 1024
@@ -116,17 +114,13 @@ class Segments:
         return Segment(first, entry.revision, plain, len(value), value[0])
 
     async def encoded(self, plain: bytes, level: int) -> bytes:
-        """The value to write. Above FAST_LEVEL the caller takes care of the time that it takes."""
+        """The value to write. Above FAST_LEVEL it is made in a thread."""
         if not self._compress:
             return encode(plain, None, None)
         dictionary = await self._dictionaries.newest()
+        if level > FAST_LEVEL:
+            return await asyncio.to_thread(encode, plain, level, dictionary)
         return encode(plain, level, dictionary)
-
-    async def encoded_in_thread(self, plain: bytes, level: int) -> bytes:
-        if not self._compress:
-            return encode(plain, None, None)
-        dictionary = await self._dictionaries.newest()
-        return await asyncio.to_thread(encode, plain, level, dictionary)
 
 
 def key_of(session: str, first: int) -> str:

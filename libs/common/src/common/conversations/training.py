@@ -18,7 +18,7 @@ _log = get(__name__)
 
 SAMPLED_SEGMENTS: Final = 400
 SAMPLED_BYTES: Final = 6 * 1024**2
-"""About fifty times a dictionary; zstd's manual asks for a hundred, and the gain beyond this is below one per cent."""
+"""About fifty times a dictionary."""
 SAMPLE_BYTES: Final = 16 * 1024
 """Of one message: more of it says little about others."""
 

@@ -13,6 +13,7 @@ from nats.aio.msg import Msg
 
 from common.bus import Bus
 from common.errors import StoreUnavailable
+from common.job_queue import QueueFront
 from common.schema import Event, Job, now_ms
 from gateway import queue_positions
 from gateway.queue_positions import QueuePositions
@@ -198,6 +199,22 @@ async def test_a_job_that_was_withdrawn_is_forgotten_and_those_behind_it_come_fo
         await bus.withdraw_job(SERVER, SESSION, first.id)
         await until_told(bus, second, 0)
         await until(lambda: positions._jobs == {second.id})
+
+
+async def test_a_job_that_waits_is_told_of_although_the_count_of_those_that_wait_is_too_low(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As nats-server may have it after a job was taken out of the queue."""
+
+    async def too_low(server: str) -> QueueFront:
+        return QueueFront(0, 0)
+
+    monkeypatch.setattr(bus, "queue_front", too_low)
+    positions = positions_of(bus)
+    async with telling(positions):
+        job = await accept(bus, positions)
+        await until_told(bus, job, 0)
+        assert positions._jobs == {job.id}
 
 
 async def test_a_job_past_its_queue_deadline_is_forgotten(bus: Bus) -> None:

@@ -115,8 +115,12 @@ class QueuePositions:
             _log.info("positions wait for the store", server=server, reason=exc.message)
             self._keep(jobs)
             return
+        if front is None:
+            self._jobs.difference_update(job.job for job in jobs)
+            return
         now = now_ms()
-        still = [job for job in jobs if job.job_seq > front.delivered and job.start_by_ms > now and front.waiting]
+        # Whether one waits is told by the queue itself: the number of those that do may be too low.
+        still = [job for job in jobs if job.job_seq > front.delivered and job.start_by_ms > now]
         reported = _affordable(still)
         async with asyncio.TaskGroup() as tasks:
             looks = [tasks.create_task(_report(bus, job, front.waiting)) for job in still[:reported]]

@@ -10,7 +10,7 @@ import pytest
 from common import headers, subjects
 from common.catalog import ServerSpec
 from common.schema import DeadLetter, Event
-from standalone.probe import why_not_ready
+from standalone.probe import wait_until_ready, why_not_ready
 from tests.nats_server import NatsServer
 from tests.ports import free_port
 from tests.settled import settled
@@ -140,6 +140,24 @@ servers:
         while (await rig.workers(1))[0]["pools"][0]["leases"] == 0:
             continue
     assert await why_not_ready("127.0.0.1", port) == ""
+
+
+async def test_a_worker_whose_calls_take_every_container_at_once_is_ready(rig: WorkerRig) -> None:
+    """A new worker of a busy fleet never sees a container wait, and is ready all the same."""
+    await rig.apply(
+        """
+servers:
+  once: {image: mcp-orchestrator/fixture:local, scope: call, pool: {min: 2, max: 12}}
+"""
+    )
+    jobs = [await rig.enqueue("once", "sleep", {"ms": 200}, session="s1") for _ in range(12)]
+    port = free_port()
+    rig.start_worker(health_port=port, worker_concurrency=12)
+    await wait_until_ready("worker", "127.0.0.1", port, DEADLINE_S)
+    ended = [s async for s in rig.bus.replay_session("s1", 0) if s.event.terminal]
+
+    assert len(ended) < len(jobs)
+    await rig.events_of(jobs)
 
 
 async def test_an_idle_lease_is_given_up_and_its_container_removed(rig: WorkerRig) -> None:

@@ -62,7 +62,7 @@ class WorkerApp:
             return "not connected to NATS"
         if not self._catalog_read:
             return "the catalog was not read yet"
-        cold = [name for name in self._stops if name not in self._served or not self._served[name].pool.at_minimum]
+        cold = [name for name in self._stops if name not in self._served or not self._served[name].pool.warmed_up]
         return f"pools are warming up: {', '.join(sorted(cold))}" if cold else ""
 
     def stats(self) -> dict[str, Any]:

@@ -79,6 +79,7 @@ class Pool:
         self._changed = asyncio.Condition()
         self._wake = asyncio.Event()
         self._closing = False
+        self._booted = 0
         self._failures = 0
         self._retry_at = 0.0
         self._last_failure: JobError | None = None
@@ -100,10 +101,12 @@ class Pool:
         }
 
     @property
-    def at_minimum(self) -> bool:
-        """True once the pool holds what it should, or all that it may, or knows that it cannot."""
-        full = len(self._members) - self._starting >= self._spec.pool.max
-        return full or len(self._ready) >= self._spec.pool.min or self._last_failure is not None
+    def warmed_up(self) -> bool:
+        """True once the pool has booted what it should hold, or knows that it cannot.
+
+        What calls have taken since counts too: a pool under load may never see a container wait.
+        """
+        return self._booted >= self._spec.pool.min or self._last_failure is not None
 
     # --- taking and giving back ------------------------------------------------------------------------
 
@@ -276,6 +279,7 @@ class Pool:
         finally:
             self._starting -= 1
             await self._notify()
+        self._booted += 1
         self._failures, self._retry_at, self._last_failure = 0, 0.0, None
         metrics.CONTAINER_BOOTS.labels(self._server, "ready").inc()
         metrics.CONTAINER_BOOT_SECONDS.labels(self._server).observe(monotonic() - begun)

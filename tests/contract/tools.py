@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from common.catalog import ServerSpec
-from common.schema import Job, Outcome
+from common.schema import Event, Job, Outcome
 from tests.unit.worker.duplexes import MemoryDuplex
 from worker.container import ToolContainer
 from worker.errors import ContainerStartFailed, PoolExhausted, ServerGone
@@ -16,6 +16,7 @@ from worker.executors.contract import Offer
 from worker.mcp_connection import McpConnection
 from worker.outbox import Outbox
 from worker.pool import Acquired
+from worker.proof import Proof
 
 QUEUE_S: Final = 86_000.0
 SOON_S: Final = 10.0
@@ -165,7 +166,8 @@ class HeldExecutor:
 class HintedServer:
     """What an attempt needs to know of its server: the tools above, and who runs them."""
 
-    def __init__(self, executor: HeldExecutor) -> None:
+    def __init__(self, executor: HeldExecutor, proof: Proof) -> None:
+        self._proof = proof
         self.spec = SPEC
         self.executor = executor
         self.image_digest = "sha256:0"
@@ -179,6 +181,9 @@ class HintedServer:
 
     def read_only(self, job: Job) -> bool:
         return read_only(job.tool)
+
+    async def stopped(self, job: Job, started: Event) -> bool:
+        return await self._proof.is_dead(started)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from asyncio import Task
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, cast
 
 from nats.aio.msg import Msg
@@ -17,10 +18,11 @@ from common.settings import BusSettings
 from tests.contract.party import Party, until
 from tests.contract.tools import HeldExecutor, HeldSource, HintedServer, Ledger, OneEngine, Supply
 from tests.unit.common.bus_rig import flushed
-from worker.attempt import ServerContext
 from worker.engine import ContainerEngine
+from worker.grip import take_hold
 from worker.heartbeat import Heartbeat
 from worker.output_stream import OutputLimits
+from worker.proof import Proof
 from worker.recording import Recording
 from worker.runner import Runner
 
@@ -63,7 +65,6 @@ class Process:
         self.runner = Runner(
             bus,
             self.id,
-            cast(ContainerEngine, OneEngine(ledger)),
             Heartbeat(ACK_WAIT_S),
             OutputLimits(),
             Recording(bus, Conversations(bus, compress=True)),
@@ -71,7 +72,7 @@ class Process:
         self._bus = bus
         self._ledger = ledger
         self._party = party
-        self._served = cast(ServerContext, HintedServer(self.executor))
+        self._served = HintedServer(self.executor, Proof(bus, cast(ContainerEngine, OneEngine(ledger)), self.id))
         self._room = 0
         self._supply = Supply()
         self._newest: Handed | None = None
@@ -86,7 +87,9 @@ class Process:
                 handed = Handed(**vars(delivery))
                 self._newest = handed
                 source = HeldSource(self._ledger, self._supply)
-                task = self._party.tasks.create_task(self.runner.run(handed, self._served, source))
+                task = self._party.tasks.create_task(
+                    self.runner.run(handed, self._served, partial(take_hold, self._served, source))
+                )
                 self.runs.append(Run(handed, source, task))
 
     async def take_one(self, supply: Supply) -> Handed:

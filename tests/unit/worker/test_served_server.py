@@ -20,6 +20,7 @@ from worker.docker_engine import open_docker_engine
 from worker.errors import ContainerStartFailed
 from worker.heartbeat import Heartbeat
 from worker.output_stream import OutputLimits
+from worker.proof import Proof
 from worker.recording import Recording
 from worker.runner import Runner
 from worker.served_server import ServedServer, Worker, _environment, serve
@@ -36,9 +37,8 @@ async def worker(bus: Bus) -> AsyncIterator[Worker]:
             bus=bus,
             engine=engine,
             slots=Slots(10),
-            runner=Runner(
-                bus, "w-1", engine, heartbeat, OutputLimits(), Recording(bus, Conversations(bus, compress=True))
-            ),
+            runner=Runner(bus, "w-1", heartbeat, OutputLimits(), Recording(bus, Conversations(bus, compress=True))),
+            proof=Proof(bus, engine, "w-1"),
             heartbeat=heartbeat,
             boot_gate=BootGate(1),
             output_limits=OutputLimits(),

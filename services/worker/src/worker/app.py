@@ -29,6 +29,7 @@ from worker.docker_engine import open_docker_engine
 from worker.errors import EngineUnavailable
 from worker.heartbeat import Heartbeat
 from worker.presence import health_server, micro_service
+from worker.proof import Proof
 from worker.reaper import STORE_LABEL, WORKER_LABEL, Reaper, sweep
 from worker.recording import Recording
 from worker.runner import Runner
@@ -167,7 +168,8 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> None:
             bus=bus,
             engine=engine,
             slots=Slots(settings.worker_concurrency),
-            runner=Runner(bus, worker_id, engine, heartbeat, settings.output_limits(), recording),
+            runner=Runner(bus, worker_id, heartbeat, settings.output_limits(), recording),
+            proof=Proof(bus, engine, worker_id),
             heartbeat=heartbeat,
             boot_gate=BootGate(settings.boots_at_once),
             output_limits=settings.output_limits(),

@@ -1,4 +1,4 @@
-"""One attempt of a job: a container, the call, and what it tells on the way to its end.
+"""One attempt of a job: the place where it runs, the call, and what it tells on the way to its end.
 
 `started` is stored before the tool sees the call (a read-only tool need not wait for it, docs/adr/0008). Every event is
 stored behind the one before, so that whoever has lost the job is refused by the store (docs/adr/0002).
@@ -9,44 +9,26 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 from common.bus import Bus
-from common.catalog import ServerSpec
 from common.consumer import Delivery
 from common.ending import Ending
 from common.errors import Fenced, PayloadTooLarge
 from common.job_errors import JobError
 from common.schema import Job
 from worker.artifacts import discard_output, keep_output, with_links
-from worker.engine import UNPRIVILEGED
 from worker.errors import EngineUnavailable, HeartbeatTimeout, JobTimeout, ResultTooLarge, ServerGone
-from worker.executors.contract import Beginner, Call
-from worker.grip import ContainerSource, Grip
+from worker.executors.contract import Call
 from worker.journal import Journal
 from worker.outbox import Outbox
 from worker.output_stream import OutputLimits
-from worker.pool import Acquired
+from worker.place import JobRules, Place, TakePlace
 
 STARTED_REPEATS = 3
 """How often in a resume window a silent attempt says again that it has started."""
 BEGIN_TRIES = 2
 """A warm container may die in the moment that it is picked; nothing was handed over then, so another is tried."""
-
-
-class ServerContext(Protocol):
-    """What an attempt needs to know of the job's server."""
-
-    spec: ServerSpec
-    image_digest: str
-    engine_id: str
-    """Both empty while no container of the server has worked."""
-
-    def executor_of(self, job: Job) -> Beginner: ...
-
-    def repeatable(self, job: Job) -> bool: ...
-
-    def read_only(self, job: Job) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -88,24 +70,23 @@ class Attempt:
         """Number of its last event."""
         return self._journal.last_seq
 
-    async def run(self, server: ServerContext, source: ContainerSource, *, last: bool) -> Ending | Failed:
+    async def run(self, rules: JobRules, take_place: TakePlace, *, last: bool) -> Ending | Failed:
         """Returns when its end is stored: the job's, or (unless it is the `last`) a failure that another may follow.
 
         Raises:
             Fenced: if the job is another's, or has ended; nothing of it runs here any more.
             CancelledBeforeStart: if a client has asked for its end, and nothing of this attempt ran.
-            PoolExhausted, EngineUnavailable: if there is no container now; nothing was stored.
+            PoolExhausted, EngineUnavailable: if there is no place now; nothing was stored.
             JobError: if there is none at all; nothing was stored.
         """
         if self._held.cancelled.done():
             raise CancelledBeforeStart
         begun = perf_counter()
-        acquired = await source.acquire()
+        place = await take_place()
         self.timings = {
             "queue_ms": self._held.picked_up_ms - self._job.created_ms,
             "container_ms": _since_ms(begun),
         }
-        grip = Grip(source, acquired.container)
         try:
             if self._held.cancelled.done():
                 raise CancelledBeforeStart
@@ -113,47 +94,38 @@ class Attempt:
             outbox = Outbox(
                 self._bus, self._job, self._journal, self._limits, self._bus.limits.resume_window_s / STARTED_REPEATS
             )
-            end = await self._call(server, grip, outbox, self._started(acquired, server))
+            end = await self._call(rules, place, outbox)
             self.timings["tool_ms"] = _since_ms(begun)
             if isinstance(end, Failed):
                 await discard_output(self._bus, outbox.streams.values())
                 if not last:
                     await self._journal.append("retrying", {"error": end.error.as_dict()})
                 return end
-            facts: dict[str, Any] = {"timings": self.timings, "ran": _ran(server, acquired)}
+            facts: dict[str, Any] = {"timings": self.timings, "ran": place.conditions()}
             if outbox.streams:
                 facts["output"] = await keep_output(self._bus, self._job, self._limits, outbox.streams.values())
             return await self._store_result(with_links(end, facts.get("output", {})), facts)
         finally:
-            await grip.let_go()
+            await place.let_go()
 
-    def _started(self, acquired: Acquired, server: ServerContext) -> dict[str, Any]:
+    def _started(self, place: Place) -> dict[str, Any]:
         again = {"discard": True} if self._number > self._job.first_attempt else {}
-        return again | {
-            "worker": self._worker,
-            "engine": server.engine_id,
-            "container": acquired.container.id[:12],
-            "image_digest": server.image_digest,
-            "warm": acquired.warm,
-            "state_lost": acquired.state_lost,
-        }
+        return again | {"worker": self._worker} | place.described()
 
-    async def _call(
-        self, server: ServerContext, grip: Grip, outbox: Outbox, started: dict[str, Any]
-    ) -> Ending | Failed:
-        """Store `started`, put the job to the container, wait for its answer, its cancel or its timeout.
+    async def _call(self, rules: JobRules, place: Place, outbox: Outbox) -> Ending | Failed:
+        """Store `started`, put the job to its place, wait for its answer, its cancel or its timeout.
 
         A read-only tool need not wait until `started` is stored: what it does before a refusal has no effect, and is
         stopped.
         """
-        outbox.started(started)
+        outbox.started(self._started(place))
         end: Ending | Failed | None = None
         async with asyncio.TaskGroup() as tasks:
             pump = tasks.create_task(outbox.pump())
-            if not server.read_only(self._job):
+            if not rules.read_only(self._job):
                 await outbox.started_settled.wait()
             if not pump.done():
-                end = await self._answer(server, grip, outbox, pump)
+                end = await self._answer(rules, place, outbox, pump)
             await outbox.close()
         if fenced := pump.result():
             await discard_output(self._bus, outbox.streams.values())
@@ -164,36 +136,35 @@ class Attempt:
         return end
 
     async def _answer(
-        self, server: ServerContext, grip: Grip, outbox: Outbox, pump: asyncio.Task[Fenced | None]
+        self, rules: JobRules, place: Place, outbox: Outbox, pump: asyncio.Task[Fenced | None]
     ) -> Ending | Failed:
         try:
-            call = await self._begin(server, grip, outbox, pump)
+            call = await self._begin(place, outbox, pump)
         except (ServerGone, EngineUnavailable) as exc:
             return Failed(exc)  # it did not reach a tool, so it may be repeated whatever the tool is
         except JobError as exc:
             return Ending.of(exc)
         interrupted = await self._wait(call, outbox, pump)
         if interrupted is None:
-            return await self._ending(call, server, grip)
+            return await self._ending(call, rules, place)
         if not await call.stop():
-            await grip.end()
+            await place.end()
         # An error is the server's way to confirm that it stopped, or the container's end; an answer is an answer.
         if call.answer.done() and call.answer.exception() is None:
-            return await self._ending(call, server, grip)
+            return await self._ending(call, rules, place)
         return interrupted
 
-    async def _begin(
-        self, server: ServerContext, grip: Grip, outbox: Outbox, pump: asyncio.Task[Fenced | None]
-    ) -> Call:
+    async def _begin(self, place: Place, outbox: Outbox, pump: asyncio.Task[Fenced | None]) -> Call:
         for _ in range(BEGIN_TRIES - 1):
             try:
-                return await server.executor_of(self._job).begin(grip.take(), self._job, outbox)
+                return await place.begin(self._job, outbox)
             except ServerGone:
+                await place.exchange()
                 # Stored before the call: where this worker is lost, the call is found and ended by it.
-                await outbox.started_elsewhere(self._started(await grip.exchange(), server))
+                await outbox.started_elsewhere(self._started(place))
                 if pump.done():
                     raise  # the job is another worker's
-        return await server.executor_of(self._job).begin(grip.take(), self._job, outbox)
+        return await place.begin(self._job, outbox)
 
     async def _wait(self, call: Call, outbox: Outbox, pump: asyncio.Task[Fenced | None]) -> Ending | None:
         """None when the call has ended; else why it has to be stopped."""
@@ -217,11 +188,11 @@ class Attempt:
             if heartbeat_ms and loop.time() >= outbox.told_at + heartbeat_ms / 1000:
                 return Ending.of(HeartbeatTimeout(heartbeat_ms))
 
-    async def _ending(self, call: Call, server: ServerContext, grip: Grip) -> Ending | Failed:
+    async def _ending(self, call: Call, rules: JobRules, place: Place) -> Ending | Failed:
         failure = call.answer.exception()
         if isinstance(failure, ServerGone):
-            failure = await grip.post_mortem(failure)
-            if server.repeatable(self._job):
+            failure = await place.post_mortem(failure)
+            if rules.repeatable(self._job):
                 return Failed(failure)
         if isinstance(failure, JobError):
             return Ending.of(failure)
@@ -244,21 +215,3 @@ class CancelledBeforeStart(Exception):
 
 def _since_ms(begun: float) -> float:
     return round((perf_counter() - begun) * 1000, 3)
-
-
-def _ran(server: ServerContext, acquired: Acquired) -> dict[str, Any]:
-    """What the job ran under, so that a caller can hold us to it."""
-    spec = server.spec
-    return {
-        "image": spec.image,
-        "image_digest": server.image_digest,
-        "runtime": spec.runtime or "default",
-        "network": spec.network,
-        "user": UNPRIVILEGED,
-        "read_only": True,
-        "memory_mb": spec.limits.memory_mb,
-        "cpus": spec.limits.cpus,
-        "pids": spec.limits.pids,
-        "scope": spec.scope,
-        "warm": acquired.warm,
-    }

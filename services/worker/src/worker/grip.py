@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
+from common.catalog import ServerSpec
+from common.schema import Job
 from worker.container import ToolContainer
+from worker.engine import UNPRIVILEGED
 from worker.errors import PoolExhausted, ServerGone
+from worker.executors.contract import Beginner, Call
+from worker.outbox import Outbox
 from worker.pool import Acquired
+
+
+class ContainerServer(Protocol):
+    """What a grip needs to know of the server whose containers it holds."""
+
+    spec: ServerSpec
+    image_digest: str
+    engine_id: str
+    """Both empty while no container of the server has worked."""
+
+    def executor_of(self, job: Job) -> Beginner: ...
 
 
 class ContainerSource(Protocol):
@@ -29,31 +45,61 @@ class ContainerSource(Protocol):
         """`gone`, with what the engine knows of the cause."""
 
 
-class Grip:
-    def __init__(self, source: ContainerSource, container: ToolContainer) -> None:
-        self._source = source
-        self._container: ToolContainer | None = container
+async def take_hold(server: ContainerServer, source: ContainerSource) -> Grip:
+    """
+    Raises:
+        JobError, PoolExhausted: as `ContainerSource.acquire()`.
+    """
+    return Grip(server, source, await source.acquire())
 
-    def take(self) -> ToolContainer:
-        """The container, counted as given one more call."""
+
+class Grip:
+    """A `Place`."""
+
+    def __init__(self, server: ContainerServer, source: ContainerSource, acquired: Acquired) -> None:
+        self._server = server
+        self._source = source
+        self._acquired = acquired
+        self._container: ToolContainer | None = acquired.container
+
+    def described(self) -> dict[str, Any]:
+        return {
+            "engine": self._server.engine_id,
+            "container": self._acquired.container.id[:12],
+            "image_digest": self._server.image_digest,
+            "warm": self._acquired.warm,
+            "state_lost": self._acquired.state_lost,
+        }
+
+    def conditions(self) -> dict[str, Any]:
+        spec = self._server.spec
+        return {
+            "image": spec.image,
+            "image_digest": self._server.image_digest,
+            "runtime": spec.runtime or "default",
+            "network": spec.network,
+            "user": UNPRIVILEGED,
+            "read_only": True,
+            "memory_mb": spec.limits.memory_mb,
+            "cpus": spec.limits.cpus,
+            "pids": spec.limits.pids,
+            "scope": spec.scope,
+            "warm": self._acquired.warm,
+        }
+
+    async def begin(self, job: Job, outbox: Outbox) -> Call:
         if self._container is None:
             raise ServerGone("the server ended before the call reached it")
         self._container.calls += 1
-        return self._container
+        return await self._server.executor_of(job).begin(self._container, job, outbox)
 
-    async def exchange(self) -> Acquired:
-        """Another container in the place of this one.
-
-        Raises:
-            JobError: if no other container is to be had.
-        """
+    async def exchange(self) -> None:
         await self.let_go()
         try:
-            acquired = await self._source.acquire()
+            self._acquired = await self._source.acquire()
         except PoolExhausted as exc:
             raise ServerGone("the server ended before the call reached it, and no other container is free") from exc
-        self._container = acquired.container
-        return acquired
+        self._container = self._acquired.container
 
     async def let_go(self) -> None:
         if self._container is not None:
@@ -61,7 +107,6 @@ class Grip:
             await self._source.release(container)
 
     async def end(self) -> None:
-        """Returns when the container is gone."""
         if self._container is not None:
             container, self._container = self._container, None
             await self._source.end(container)

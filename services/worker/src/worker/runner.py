@@ -20,14 +20,13 @@ from common.job_errors import JobError, QueueTimeout
 from common.log import get, job_context
 from common.schema import Job, now_ms
 from common.subjects import jobs as jobs_subject
-from worker.attempt import Attempt, CancelledBeforeStart, Failed, Held, ServerContext
-from worker.engine import ContainerEngine
+from worker.attempt import Attempt, CancelledBeforeStart, Failed, Held
 from worker.errors import EngineUnavailable, PoolExhausted
-from worker.grip import ContainerSource
 from worker.heartbeat import Heartbeat
 from worker.journal import Journal
 from worker.output_stream import OutputLimits
-from worker.proof import OwnerAlive, Proof
+from worker.place import JobRules, TakePlace
+from worker.proof import OwnerAlive
 from worker.recording import Recording
 from worker.redelivery import Drop, End, Leave, Past, Prove, Start, Step, after_failure, decide, is_last, unknown
 
@@ -43,7 +42,6 @@ class Runner:
         self,
         bus: Bus,
         worker: str,
-        engine: ContainerEngine,
         heartbeat: Heartbeat,
         output_limits: OutputLimits,
         recording: Recording,
@@ -53,7 +51,6 @@ class Runner:
         self._output_limits = output_limits
         self._heartbeat = heartbeat
         self._recording = recording
-        self._proof = Proof(bus, engine, worker)
         self._held: dict[str, Held] = {}
         """Every job in hand here, by its id."""
 
@@ -76,7 +73,7 @@ class Runner:
     def in_hand(self, job: str) -> bool:
         return job in self._held
 
-    async def run(self, delivery: Delivery, server: ServerContext, source: ContainerSource) -> None:
+    async def run(self, delivery: Delivery, rules: JobRules, take_place: TakePlace) -> None:
         """Returns when the job is settled, handed back, or left for the store to deliver again."""
         job = delivery.job
         self._heartbeat.hold(delivery)
@@ -85,7 +82,7 @@ class Runner:
         held = Held(delivery, now_ms(), asyncio.get_running_loop().create_future())
         self._held[job.id] = held
         try:
-            await self._run(held, server, source)
+            await self._run(held, rules, take_place)
         except (PoolExhausted, EngineUnavailable, OwnerAlive) as exc:
             metrics.JOBS_HANDED_BACK.labels(job.server).inc()
             _log.info("job handed back", session=job.session, job=job.id, server=job.server, why=str(exc))
@@ -98,11 +95,11 @@ class Runner:
             del self._held[job.id]
             self._heartbeat.drop(job.id)
 
-    async def _run(self, held: Held, server: ServerContext, source: ContainerSource) -> None:
+    async def _run(self, held: Held, rules: JobRules, take_place: TakePlace) -> None:
         """Step by step, each decided by what is stored, until the job has ended or is another worker's."""
         job = held.job
         # A first delivery is taken to be just that; the fence tells if it is not.
-        step: Step = Start(job.first_attempt, 0) if held.delivery.deliveries == 1 else await self._decide(job, server)
+        step: Step = Start(job.first_attempt, 0) if held.delivery.deliveries == 1 else await self._decide(job, rules)
         while True:
             if isinstance(step, Start) and step.attempt == job.first_attempt and held.picked_up_ms > job.start_by_ms:
                 step = End(0, step.last_seq, Ending.of(QueueTimeout(held.picked_up_ms - job.created_ms)))
@@ -115,21 +112,21 @@ class Runner:
                     case End():
                         return await self._end(step, held.delivery)
                     case Prove():
-                        step = await self._prove(step)
+                        step = await self._prove(step, job, rules)
                     case Start():
-                        following = await self._start(step, held, server, source)
+                        following = await self._start(step, held, rules, take_place)
                         if following is None:
                             return None
                         step = following
             except CancelledBeforeStart:
-                step = await self._decide(job, server)
+                step = await self._decide(job, rules)
             except Fenced:
                 step = await self._yield(job)
 
-    async def _decide(self, job: Job, server: ServerContext) -> Step:
+    async def _decide(self, job: Job, rules: JobRules) -> Step:
         return decide(
             await self._past(job),
-            repeatable=server.repeatable(job),
+            repeatable=rules.repeatable(job),
             now_ms=now_ms(),
             ack_wait_ms=int(self._bus.ack_wait_s * 1000),
         )
@@ -153,17 +150,17 @@ class Runner:
         _log.warning("job is another worker's", session=job.session, job=job.id, server=job.server)
         return Leave()
 
-    async def _prove(self, step: Prove) -> End:
-        if await self._proof.is_dead(step.started):
+    async def _prove(self, step: Prove, job: Job, rules: JobRules) -> End:
+        if await rules.stopped(job, step.started):
             return End(step.attempt, step.last_seq, Ending("cancelled"))
         ending = Ending.of(unknown(step.attempt, step.started, cancel_requested=True))
         return End(step.attempt, step.last_seq, ending)
 
-    async def _start(self, step: Start, held: Held, server: ServerContext, source: ContainerSource) -> Step | None:
+    async def _start(self, step: Start, held: Held, rules: JobRules, take_place: TakePlace) -> Step | None:
         """Run one attempt to its end, and settle the job if it ended. Returns what follows otherwise."""
         attempt = Attempt(self._bus, self._worker, self._output_limits, held, step.attempt, step.last_seq)
         try:
-            end = await attempt.run(server, source, last=is_last(step.attempt, held.job.first_attempt))
+            end = await attempt.run(rules, take_place, last=is_last(step.attempt, held.job.first_attempt))
         except EngineUnavailable:
             raise
         except JobError as exc:

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from common.consumer import Delivery, JobConsumer
 from common.errors import StoreUnavailable
 from common.job_errors import JobError
 from common.log import get
-from common.schema import Job, ToolListing, now_ms
+from common.schema import Event, Job, ToolListing, now_ms
 from worker.boot_gate import BootGate
 from worker.container import ToolContainer, container_spec
 from worker.engine import ContainerEngine
@@ -26,10 +27,12 @@ from worker.executors.contract import Beginner, Executor
 from worker.executors.exec import IDLE_COMMAND, ExecExecutor
 from worker.executors.files import FilesExecutor
 from worker.executors.mcp import McpExecutor
+from worker.grip import take_hold
 from worker.heartbeat import Heartbeat
 from worker.leases import Lease, Leases
 from worker.output_stream import OutputLimits
 from worker.pool import Acquired, Pool
+from worker.proof import Proof
 from worker.runner import Runner
 from worker.slots import Slots
 from worker.uploads import Uploads
@@ -52,6 +55,7 @@ class Worker:
     engine: ContainerEngine
     slots: Slots
     runner: Runner
+    proof: Proof
     heartbeat: Heartbeat
     boot_gate: BootGate
     output_limits: OutputLimits
@@ -134,6 +138,9 @@ class ServedServer:
             return job.tool != "put"
         return self.spec.read_only(job.tool, self._annotations(job.tool))
 
+    async def stopped(self, job: Job, started: Event) -> bool:
+        return await self._worker.proof.is_dead(started)
+
     def _annotations(self, tool: str) -> dict[str, Any]:
         annotations = self._tools.get(tool, {}).get("annotations")
         return annotations if isinstance(annotations, dict) else {}
@@ -177,7 +184,7 @@ class ServedServer:
 
     async def _run_pooled(self, delivery: Delivery) -> None:
         try:
-            await self._worker.runner.run(delivery, self, self)
+            await self._worker.runner.run(delivery, self, partial(take_hold, self, self))
         finally:
             self._worker.slots.release(self.name)
 
@@ -208,7 +215,7 @@ class ServedServer:
             if self._draining:
                 await self._worker.heartbeat.hand_back(delivery)
             else:
-                await self._worker.runner.run(delivery, self, lease)
+                await self._worker.runner.run(delivery, self, partial(take_hold, self, lease))
         finally:
             self._worker.slots.release(self.name)
 

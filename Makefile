@@ -9,7 +9,7 @@ PROJECTS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml)
 IMAGES := $(BIN)/python scripts/images.py
 WITH_ENGINE := scripts/with-engine.sh
 # The whole test run in seconds. INT lets pytest end its fixtures and print its summary.
-TEST_DEADLINE := 1500
+TEST_DEADLINE := 2700
 PYTEST_FLAGS ?=
 # Of the fault run; power is the other durability.
 SECONDS ?= 600

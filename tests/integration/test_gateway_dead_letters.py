@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
+import common.acceptance
 import gateway.dead_letters
-import gateway.jobs
 from common import headers, subjects
 from common.bus import Bus
 from common.consumer import Delivery
@@ -316,7 +316,7 @@ async def test_a_letter_that_outlived_its_redrive_is_not_run_again(
     await store(rig, taken, 4, "result", 0, outcome="succeeded")
     await taken.ack()
     assert await listed(socket) == ["1"]
-    monkeypatch.setattr(gateway.jobs, "HALF_ACCEPTED_MS", -1)
+    monkeypatch.setattr(common.acceptance, "HALF_ACCEPTED_MS", -1)
     monkeypatch.setattr(Bus, "enqueue_job", dies)
 
     assert (await socket.call("dead_letters/redrive", letter="1"))["job"] == taken.job.id

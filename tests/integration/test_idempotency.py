@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from common.acceptance import HALF_ACCEPTED_MS
 from common.streams import IDEMPOTENCY_BUCKET, JOBS
-from gateway.jobs import HALF_ACCEPTED_MS
 from tests.gateway_rig import GatewayRig, RunningGateway, Socket, gateway_rig
 from tests.nats_server import NatsServer
 

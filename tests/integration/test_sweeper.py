@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import gateway.jobs
+import common.acceptance
 import gateway.sweeper
 from common import subjects
 from common.bus import Bus
@@ -226,4 +226,4 @@ async def test_one_gateway_of_many_sweeps_and_another_follows_it(rig: GatewayRig
 
 def test_an_orphan_is_older_than_what_a_repeated_call_makes_good() -> None:
     """Or a repeated call with an idempotency key might make good what was just ended."""
-    assert gateway.sweeper.ORPHAN_AFTER_MS > gateway.jobs.HALF_ACCEPTED_MS
+    assert gateway.sweeper.ORPHAN_AFTER_MS > common.acceptance.HALF_ACCEPTED_MS

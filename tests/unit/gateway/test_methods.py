@@ -8,7 +8,8 @@ import pytest
 
 from common.errors import InvalidParams
 from gateway.http import RESOURCES
-from gateway.methods import METHODS, CallParams, LettersParams, OpenParams, PurgeParams, validated
+from gateway.methods import METHODS
+from gateway.params import CallParams, LettersParams, OpenParams, PurgeParams, validated
 
 
 def test_every_method_is_there_on_both_doors() -> None:

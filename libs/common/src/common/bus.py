@@ -17,12 +17,20 @@ import nats.js.errors
 from nats.aio.client import Client
 
 from common import headers, metrics, subjects
+from common.chat_errors import TurnInProgress
 from common.consumer import JobConsumer, Room
 from common.dead_letters import DeadLetterLog
 from common.errors import QueueFull, StoreUnavailable
 from common.job_queue import job_of
 from common.log import get
-from common.nats_connection import STORE_FULL, WRONG_LAST_SEQUENCE, obey_cancellation, translated, without_credentials
+from common.nats_connection import (
+    REFUSED_BEHIND_ANOTHER,
+    STORE_FULL,
+    WRONG_LAST_SEQUENCE,
+    obey_cancellation,
+    translated,
+    without_credentials,
+)
 from common.publisher import CONNECTION_FAULTS, Acknowledgement, Publisher
 from common.schema import Event, Job, now_ms
 from common.settings import BusSettings
@@ -94,6 +102,7 @@ class Bus(DeadLetterLog):
 
         Raises:
             QueueFull: if the session's queue on that server is at its limit; nothing is kept then.
+            TurnInProgress: if it is a chat turn, and another one of the session waits or runs; nothing is kept then.
             StoreUnavailable: if the store did not confirm; the job may or may not have been kept.
         """
         data = {"server": job.server, "tool": job.tool}
@@ -101,6 +110,8 @@ class Bus(DeadLetterLog):
             data["redrive_of"] = job.redrive_of
         queued = Event(job=job.id, session=job.session, attempt=0, type="queued", time_ms=now_ms(), data=data)
         job_headers = {headers.MSG_ID: job.id}
+        if job.kind == "chat":
+            job_headers[headers.EXPECTED_LAST_SUBJECT_SEQUENCE] = "0"
         if traceparent:
             job_headers[headers.TRACEPARENT] = traceparent
         with translated("accepting a job"):
@@ -120,7 +131,13 @@ class Bus(DeadLetterLog):
         try:
             job_seq = await accepted.seq()
         except nats.js.errors.APIError as exc:
+            refused = exc.err_code in REFUSED_BEHIND_ANOTHER
+            other = await self._next_in_queue(subjects.jobs(job.server, job.session), 0) if refused else None
+            if other is not None and job_of(other) == job.id:
+                return Accepted(seq, other.seq or 0)  # a try whose answer was lost
             await self._js.purge_stream(SESSIONS, subject=queued_subject)
+            if refused:
+                raise TurnInProgress(job_of(other) if other else "") from exc
             if exc.err_code == STORE_FULL:
                 raise QueueFull(job.server, self.limits.queue_limit, QUEUE_FULL_RETRY_S) from exc
             raise

@@ -88,6 +88,8 @@ class ToolOverride(_Part):
     queue_s: float | None = Field(default=None, gt=0, le=86_400)
     timeout_ms: int | None = Field(default=None, ge=1, le=86_400_000)
     heartbeat_ms: int | None = Field(default=None, ge=1, le=86_400_000)
+    approval: Literal["none", "ask"] = "none"
+    """`ask`: a chat turn that wants to call it waits until the user has approved the call."""
 
 
 class ServerSpec(_Part):
@@ -150,6 +152,10 @@ class ServerSpec(_Part):
         """Heartbeat."""
         return self._override(tool).heartbeat_ms or self.timeouts.heartbeat_ms
 
+    def asks(self, tool: str) -> bool:
+        """Must a user approve each call that a model wants of it?"""
+        return self._override(tool).approval == "ask"
+
     def _override(self, tool: str) -> ToolOverride:
         return self.tools.get(tool, ToolOverride())
 
@@ -205,6 +211,9 @@ def _parse(text: str, source: str) -> Catalog:
         name = str(key.value)
         if not subjects.SERVER_NAME.match(name):
             faults.append((line, f"{name}: a name is 1-32 of a-z, 0-9, - and _, starting with a letter or digit"))
+            continue
+        if name == subjects.CHAT:
+            faults.append((line, f"{name}: this name stands for chat turns; take another"))
             continue
         try:
             catalog[name] = ServerSpec.model_validate(_plain(node))

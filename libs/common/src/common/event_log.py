@@ -1,8 +1,8 @@
 """The stored events of all jobs: written behind a fence, read back, followed live.
 
-Every event of a job but three kinds goes to one subject, each behind the one before: so of two writers that both
-believe they own a job the store accepts one (docs/adr/0002). `queued`, the waiting job's position and `cancelling` have
-subjects of their own beside it: they come from elsewhere, at any time, and must not get in the way of the fence.
+Every event of a job but four kinds goes to one subject, each behind the one before: so of two writers that both
+believe they own a job the store accepts one (docs/adr/0002). `queued`, `decision`, the waiting job's position and
+`cancelling` have subjects of their own beside it: they come from elsewhere, at any time, and must not get in the way of the fence.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class EventLog(ObjectStore):
 
         With a `msg_id` a repeated publish of the same event is answered with the first one's number.
 
-        Events with a subject of their own (`queued`, `cancelling`, a waiting job's progress) stand behind the last one
+        Events with a subject of their own (`queued`, `decision`, `cancelling`, a waiting job's progress) stand behind the last one
         there instead.
 
         Raises:
@@ -143,6 +143,11 @@ class EventLog(ObjectStore):
     async def cancel_requested(self, session: str, job: str) -> bool:
         """Has a client asked for the end of a job that had started?"""
         return await self._last_of(subjects.cancel_event(session, job)) is not None
+
+    async def decision(self, session: str, job: str) -> bool | None:
+        """May a call that a chat turn asks leave for run? None while nobody has decided."""
+        decided = await self._last_of(subjects.decision_event(session, job))
+        return decided.event.data["approved"] is True if decided else None
 
     async def last_position(self, session: str, job: str) -> StoredEvent | None:
         """What was told last of how far a waiting job has come."""
@@ -266,6 +271,8 @@ class EventLog(ObjectStore):
 def _subject_of(event: Event) -> str:
     if event.type == "queued":
         return subjects.queued_event(event.session, event.job)
+    if event.type == "decision":
+        return subjects.decision_event(event.session, event.job)
     if event.type == "cancelling":
         return subjects.cancel_event(event.session, event.job)
     if event.attempt == 0 and event.type == "progress":

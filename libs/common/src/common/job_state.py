@@ -121,6 +121,8 @@ _STATE_AFTER: Final[dict[EventType | None, State]] = {
     "started": State.RUNNING,
     "progress": State.RUNNING,
     "output": State.RUNNING,
+    "step": State.RUNNING,
+    "decision": State.NEW,  # stands beside the job's own events, before its turn has it accepted
     "cancelling": State.RUNNING,
     "retrying": State.RETRYING,
     "result": State.ENDED,

@@ -21,7 +21,7 @@ VERSION: Final = 1
 MAX_TIMEOUT_MS: Final = 86_400_000
 """A day: what the catalog allows at most."""
 
-EventType = Literal["queued", "started", "progress", "output", "retrying", "cancelling", "result"]
+EventType = Literal["queued", "started", "progress", "output", "step", "decision", "retrying", "cancelling", "result"]
 """What happened to a job. `result` is the terminal event; there is exactly one."""
 
 Outcome = Literal["succeeded", "failed", "cancelled", "timed_out", "outcome_unknown", "dead_lettered"]
@@ -130,8 +130,9 @@ class Job(Message):
     """Start-to-close: how long one attempt may run."""
     heartbeat_ms: int | None = Field(default=None, ge=1, le=MAX_TIMEOUT_MS)
     """Heartbeat: how long the running tool may tell nothing, neither progress nor output; None asks for none."""
-    kind: Literal["call", "files"] = "call"
-    """A call of one of the server's tools, or of a file operation on the container of the session's lease."""
+    kind: Literal["call", "files", "chat"] = "call"
+    """A call of one of the server's tools, of a file operation on the container of the session's lease, or a turn of
+    the session's chat with a model: at most one of these waits or runs in a session."""
     artifact: bool = False
     """The caller wants the output as an artifact, whatever its size, and not in events."""
     record: bool = False
@@ -149,8 +150,8 @@ class Job(Message):
 class Event(_Telling):
     """One stored reply message of a job; its number is the stream's.
 
-    Subject: `sessions.<session>.<job>`. Below it, with subjects of their own: `queued`, `cancelling` (`.cancel`), and
-    the `progress` of a job that waits (`.waiting`).
+    Subject: `sessions.<session>.<job>`. Below it, with subjects of their own: `queued`, `cancelling` (`.cancel`),
+    `decision` (of a call that a turn asks leave for), and the `progress` of a job that waits (`.waiting`).
     """
 
     job: str
@@ -204,6 +205,12 @@ class SessionRecord(Message):
     """How long its conversation is kept after the last message; None is as long as a session is."""
     record: bool = False
     """Direct tool calls become messages of its conversation."""
+    allow: list[str] | None = None
+    """What may be called in it, each `<server>` or `<server>/<tool>`; None is everything."""
+
+    def allows(self, server: str, tool: str | None) -> bool:
+        """May that tool be called? Without one: may everything of the server?"""
+        return self.allow is None or server in self.allow or (tool is not None and f"{server}/{tool}" in self.allow)
 
 
 class IdempotencyRecord(Message):

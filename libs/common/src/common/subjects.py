@@ -16,6 +16,8 @@ from common.errors import InvalidParams
 
 # \Z, not $: $ also matches before a trailing line feed, which would end a line of the NATS protocol.
 TOKEN: Final = re.compile(r"^[A-Za-z0-9_-]{1,64}\Z")
+CHAT: Final = "chat"
+"""The server of chat turns: the workers themselves. No server of the catalog has this name."""
 SERVER_NAME: Final = re.compile(r"^[a-z0-9][a-z0-9_-]{0,31}\Z")
 
 ALL_JOBS: Final = "jobs.*.*"
@@ -93,6 +95,11 @@ def waiting_event(session: str, job: str) -> str:
 def cancel_event(session: str, job: str) -> str:
     """That a client has asked for the end of a job: told by the gateways, beside the worker's events."""
     return f"sessions.{session}.{job}.cancel"
+
+
+def decision_event(session: str, job: str) -> str:
+    """Whether a call that a chat turn asks leave for may run: told by the gateways, beside the worker's events."""
+    return f"sessions.{session}.{job}.decision"
 
 
 def events_of_session(session: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
+from common.chat_errors import TurnInProgress
 from common.errors import QueueFull, RateLimited, TooManyJobs
 from gateway.settings import GatewaySettings
 from gateway.store import Store
@@ -108,7 +109,7 @@ class InFlight:
             await self._take_place(session, known)
             try:
                 yield
-            except QueueFull:
+            except (QueueFull, TurnInProgress):
                 known.since -= 1  # nothing was kept; after any other error something may have been
                 raise
             finally:

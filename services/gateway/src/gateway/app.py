@@ -17,6 +17,7 @@ from gateway.admission import Admission
 from gateway.artifacts import ArtifactDoor
 from gateway.authentication import Authentication, Keys
 from gateway.catalog_view import CatalogView
+from gateway.chat import Chat
 from gateway.connections import Connections
 from gateway.conversation import Conversation
 from gateway.dead_letters import DeadLetters
@@ -65,6 +66,7 @@ class Gateway:
             self.sessions,
             Conversation(self.store, settings.operators),
             jobs,
+            Chat(self.store, jobs, settings.chat_timeout_ms, settings.job_timeout_ms),
             self.files,
             DeadLetters(self.store, self.catalog, self.sessions, settings.job_timeout_ms, settings.operators),
             self.catalog,

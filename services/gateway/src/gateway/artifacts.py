@@ -23,7 +23,7 @@ from gateway.authentication import TENANT
 from gateway.conditions import Span, Unsatisfiable, matches, range_holds, span
 from gateway.connections import Connections
 from gateway.http import answered
-from gateway.methods import JobParams, validated
+from gateway.params import JobParams, validated
 from gateway.sessions import Sessions
 from gateway.store import Store
 

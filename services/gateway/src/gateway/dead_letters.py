@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any, Final
 
 from common import metrics
+from common.acceptance import accept_once
 from common.attempt_history import within
 from common.bus import Bus
 from common.consumer import read_job
@@ -16,7 +17,6 @@ from common.feed import StoredEvent
 from common.log import get, trace_of
 from common.schema import DeadLetter, Job, now_ms
 from gateway.catalog_view import CatalogView
-from gateway.jobs import accept_once
 from gateway.sessions import Sessions
 from gateway.store import Store
 

@@ -15,7 +15,7 @@ from gateway.authentication import TENANT
 from gateway.codec import encode_json
 from gateway.files import Files
 from gateway.http import answered, refuse_announced
-from gateway.methods import FileParams, validated
+from gateway.params import FileParams, validated
 from gateway.sessions import Sessions
 
 PIECE_WITHIN_S: Final = 30.0
@@ -37,7 +37,7 @@ class FileDoor:
         tenant = request.scope["state"][TENANT]
         where = validated(FileParams, request.path_params)
         refuse_announced(request, self._files.max_upload_bytes)
-        await self._sessions.require(tenant, where.session)
+        await self._sessions.require_allowed(tenant, where.session, where.server, None)
         accepted = await self._files.put(tenant, where.session, where.server, where.path, _body(request))
         return Response(encode_json(accepted), 202, media_type="application/json")
 

@@ -6,29 +6,22 @@ import asyncio
 from typing import Any, Final
 
 from common import subjects
+from common.acceptance import is_whole
 from common.bus import Bus
-from common.ending import Ending
-from common.errors import Fenced, InvalidArguments, PayloadTooLarge, StoreUnavailable, TooManyJobs, UnknownJob
+from common.cancelling import cancel_job
+from common.errors import InvalidArguments, PayloadTooLarge, TooManyJobs, UnknownJob
 from common.feed import StoredEvent
-from common.job_state import Signal, State, state_after, step
-from common.log import get
 from common.schema import Event, Job, now_ms
 from gateway.admission import Admission
 from gateway.catalog_view import CatalogView
 from gateway.idempotency import claim, fingerprint
-from gateway.job_end import end_job
 from gateway.queue_positions import QueuePositions
 from gateway.store import Store
-
-_log = get(__name__)
 
 MESSAGE_HEADERS_BYTES: Final = 4_096
 """Kept free for the headers of a job's message, which count towards NATS's max_payload."""
 CHECKED_IN_PLACE_BYTES: Final = 16_384
 """A job above this is held to its tool's schema in a thread: jsonschema takes about a second for a megabyte."""
-HALF_ACCEPTED_MS: Final = 60_000
-"""A job this young is stored once more when its call is repeated; below the store's own memory of ids (120 s)."""
-CANCEL_TRIES: Final = 5
 OUTCOME_FIELDS: Final = ("outcome", "result", "error", "timings", "output")
 
 
@@ -100,9 +93,25 @@ class Jobs:
             await asyncio.to_thread(tools.check, tool, arguments)
         else:
             tools.check(tool, arguments)
+        return await self._accept(bus, job, idempotency_key, traceparent, size)
+
+    async def begin_turn(self, job: Job, *, traceparent: str | None, idempotency_key: str | None) -> dict[str, Any]:
+        """Accept a chat turn.
+
+        Raises:
+            TurnInProgress: if another one of the session waits or runs.
+            RateLimited, IdempotencyKeyReused, PayloadTooLarge, TooManyJobs, StoreUnavailable: as `call()`.
+        """
+        bus = self._store.bus
+        self._admission.count_call(job.tenant)
+        return await self._accept(bus, job, idempotency_key, traceparent, _fitting_size(bus, job))
+
+    async def _accept(
+        self, bus: Bus, job: Job, idempotency_key: str | None, traceparent: str | None, size: int
+    ) -> dict[str, Any]:
         if idempotency_key is not None:
             return await self._call_once(bus, job, idempotency_key, traceparent, size)
-        async with self._admission.place(session):
+        async with self._admission.place(job.session):
             return await self._enqueue(bus, job, traceparent, size)
 
     async def submit(self, job: Job) -> dict[str, Any]:
@@ -129,7 +138,7 @@ class Jobs:
                 known = await bus.queued_event(job.session, id_)
                 if known is None:
                     raise
-        if _is_whole(known, job):
+        if is_whole(known, job):
             return {"job": id_, "seq": known.seq}
         return await self._enqueue(bus, once, traceparent, size)
 
@@ -166,7 +175,7 @@ class Jobs:
         Raises:
             UnknownJob: as `get()`.
         """
-        state, _ = await self._cancel(session, job)
+        state, _ = await cancel_job(self._store.bus, session, job)
         return {"job": job, "state": state}
 
     async def cancel_all(self, session: str) -> list[str]:
@@ -177,49 +186,12 @@ class Jobs:
             seen.update(found)
             for job in found:
                 try:
-                    _, asked = await self._cancel(session, job)
+                    _, asked = await cancel_job(self._store.bus, session, job)
                 except UnknownJob:
                     continue  # its events are past the resume window
                 if asked:
                     cancelled.append(job)
         return cancelled
-
-    async def _cancel(self, session: str, job: str) -> tuple[str, bool]:
-        """The job's state after the attempt, and whether there was something to cancel."""
-        bus = self._store.bus
-        for _ in range(CANCEL_TRIES):
-            newest = await _newest(bus, session, job)
-            transition = step(state_after(newest.event.type), Signal.CANCEL)
-            if transition.stores is None:
-                return newest.event.type, False
-            if transition.to is State.RUNNING:
-                # Its worker ends it, when it has proof that nothing of it runs.
-                await bus.request_cancel(session, job, newest.event.attempt)
-                return newest.event.type, True
-            try:
-                await _end_waiting(bus, newest)
-            except Fenced:
-                continue  # a worker's event came first: the fence has decided
-            return "result", True
-        raise StoreUnavailable(f"job {job} changes too fast to be cancelled: try again")
-
-
-async def accept_once(bus: Bus, job: Job, traceparent: str | None) -> int:
-    """Accept a job whose id may have been accepted before. Returns the number of its `queued` event.
-
-    Raises:
-        QueueFull, StoreUnavailable: as `Jobs.call()`.
-    """
-    known = await bus.queued_event(job.session, job.id)
-    if known is not None and _is_whole(known, job):
-        return known.seq
-    return (await bus.enqueue_job(job, traceparent)).seq
-
-
-def _is_whole(queued: StoredEvent, job: Job) -> bool:
-    """Is the job of this event in the queue for sure, or was? One so young may be half accepted, by a gateway that
-    died: it is stored once more then, and the store keeps one of it."""
-    return job.created_ms - queued.event.time_ms > HALF_ACCEPTED_MS
 
 
 def _fitting_size(bus: Bus, job: Job) -> int:
@@ -257,22 +229,3 @@ async def _newest(bus: Bus, session: str, job: str) -> StoredEvent:
 async def _queued(bus: Bus, session: str, job: str) -> Event | None:
     queued = await bus.queued_event(session, job)
     return queued.event if queued else None
-
-
-async def _end_waiting(bus: Bus, newest: StoredEvent) -> None:
-    """Store `cancelled` behind the newest event of a job that does not run, then take it out of the queue.
-
-    Raises:
-        Fenced: if another event came in between.
-    """
-    event = newest.event
-    queued = await _queued(bus, event.session, event.job)
-    server = queued.data["server"] if queued else ""
-    await end_job(bus, event.session, event.job, server, newest, Ending("cancelled"))
-    if not server:
-        return  # past the resume window; the worker that gets it will drop it
-    try:
-        await bus.withdraw_job(server, event.session, event.job)
-    except StoreUnavailable as exc:
-        # It has ended all the same: the worker that gets it is refused its `started` by the fence.
-        _log.info("cancelled job left in the queue", session=event.session, job=event.job, reason=exc.message)

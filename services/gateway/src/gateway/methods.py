@@ -4,28 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Self, TypeVar
+from typing import Any, Final
 
-from pydantic import (
-    AfterValidator,
-    Base64Bytes,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
-
-from common import subjects
-from common.errors import InvalidParams, UnknownMethod
+from common.errors import UnknownMethod
+from gateway import params as given
 from gateway.catalog_view import CatalogView
-from gateway.conversation import DEFAULT_MESSAGES, MAX_CONVERSATION_TTL_S, MAX_MESSAGES, Conversation
-from gateway.dead_letters import DEFAULT_PAGE, MAX_PAGE, DeadLetters
+from gateway.chat import Chat
+from gateway.conversation import Conversation
+from gateway.dead_letters import DeadLetters
 from gateway.files import Files
 from gateway.jobs import Jobs
-from gateway.sessions import Position, Sessions
+from gateway.sessions import Sessions
 from gateway.status import Status
 from gateway.trace import traceparent
 
@@ -42,136 +31,6 @@ class Caller:
     """W3C trace context of the request, already validated."""
 
 
-def _token(value: str) -> str:
-    if not subjects.TOKEN.match(value):
-        raise PydanticCustomError("token", "must be 1-64 letters, digits, - or _")
-    return value
-
-
-Token = Annotated[str, AfterValidator(_token)]
-"""An id that comes to stand in a NATS subject."""
-LetterId = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")]
-"""A number in the stream of dead letters; text, as every id is."""
-ServerName = Annotated[str, StringConstraints(max_length=64)]
-ToolName = Annotated[str, StringConstraints(max_length=256)]
-
-
-class _Params(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-P = TypeVar("P", bound=_Params)
-
-
-class NoParams(_Params):
-    pass
-
-
-class OpenParams(_Params):
-    session: Token | None = None
-    epoch: str | None = None
-    seq: int | None = Field(default=None, ge=0)
-    record: bool | None = None
-    conversation_ttl_s: float | None = Field(default=None, ge=1, le=MAX_CONVERSATION_TTL_S)
-
-    @model_validator(mode="after")
-    def _said_at_the_beginning(self) -> Self:
-        if self.session is not None and (self.record is not None or self.conversation_ttl_s is not None):
-            raise PydanticCustomError("joined", "record and conversation_ttl_s are said when a session is opened")
-        return self
-
-    @model_validator(mode="after")
-    def _position_of_a_session(self) -> Self:
-        if (self.epoch is None) != (self.seq is None):
-            raise PydanticCustomError("position", "epoch and seq come together")
-        if self.epoch is not None and self.session is None:
-            raise PydanticCustomError("position", "epoch and seq need the session that they are of")
-        return self
-
-    @property
-    def position(self) -> Position | None:
-        return None if self.epoch is None or self.seq is None else Position(self.epoch, self.seq)
-
-
-class SessionParams(_Params):
-    session: Token
-
-
-class ServerParams(_Params):
-    server: ServerName
-
-
-class CallParams(_Params):
-    session: Token
-    server: ServerName
-    name: ToolName
-    arguments: dict[str, Any] = Field(default_factory=dict)
-    meta: dict[str, Any] = Field(default_factory=dict, alias="_meta")
-    idempotency_key: str | None = Field(default=None, min_length=1, max_length=255, alias="idempotencyKey")
-    artifact: bool = False
-
-
-class ConversationParams(_Params):
-    session: Token
-    after: int = Field(default=0, ge=0)
-    limit: int = Field(default=DEFAULT_MESSAGES, ge=1, le=MAX_MESSAGES)
-
-
-class JobParams(_Params):
-    session: Token
-    job: Token
-
-
-class FolderParams(_Params):
-    session: Token
-    server: ServerName
-    path: str | None = None
-
-
-class FileParams(_Params):
-    session: Token
-    server: ServerName
-    path: str
-
-
-class GetFileParams(FileParams):
-    artifact: bool = False
-
-
-class PutFileParams(FileParams):
-    text: str | None = None
-    data: Base64Bytes | None = None
-
-    @model_validator(mode="after")
-    def _one_content(self) -> Self:
-        if (self.text is None) == (self.data is None):
-            raise PydanticCustomError("content", "give the content as text, or as data (base64)")
-        return self
-
-
-class LettersParams(_Params):
-    server: Token | None = None
-    before: LetterId | None = None
-    limit: int = Field(default=DEFAULT_PAGE, ge=1, le=MAX_PAGE)
-
-
-class LetterParams(_Params):
-    letter: LetterId
-
-
-class PurgeParams(_Params):
-    server: Token | None = None
-    all: bool = False
-    older_than_s: float = Field(default=0, ge=0, le=1e9)
-    before: LetterId | None = None
-
-    @model_validator(mode="after")
-    def _said_which(self) -> Self:
-        if self.all == (self.server is not None):
-            raise PydanticCustomError("which", "say either a server, or all: true")
-        return self
-
-
 class Methods:
     """Every method of `METHODS`; `call()` is the way in."""
 
@@ -180,6 +39,7 @@ class Methods:
         sessions: Sessions,
         conversation: Conversation,
         jobs: Jobs,
+        chat: Chat,
         files: Files,
         letters: DeadLetters,
         catalog: CatalogView,
@@ -188,6 +48,7 @@ class Methods:
         self._sessions = sessions
         self._conversation = conversation
         self._jobs = jobs
+        self._chat = chat
         self._files = files
         self._letters = letters
         self._catalog = catalog
@@ -205,33 +66,36 @@ class Methods:
         if found is None:
             raise UnknownMethod(method[:100], sorted(METHODS))
         model, handler = found
-        return await handler(self, caller, validated(model, params, as_text=as_text))
+        return await handler(self, caller, given.validated(model, params, as_text=as_text))
 
-    async def _open_session(self, caller: Caller, params: OpenParams) -> Result:
+    async def _open_session(self, caller: Caller, params: given.OpenParams) -> Result:
         if params.session is None:
             joined = await self._sessions.open(
-                caller.tenant, record=params.record or False, conversation_ttl_s=params.conversation_ttl_s
+                caller.tenant,
+                record=params.record or False,
+                conversation_ttl_s=params.conversation_ttl_s,
+                allow=None if params.allow is None else list(params.allow),
             )
         else:
             joined = await self._sessions.join(caller.tenant, params.session, params.position)
         return joined.as_dict()
 
-    async def _close_session(self, caller: Caller, params: SessionParams) -> Result:
+    async def _close_session(self, caller: Caller, params: given.SessionParams) -> Result:
         await self._sessions.require(caller.tenant, params.session)
         cancelled = await self._jobs.cancel_all(params.session)
         # Last, so that a close which failed half-way can be asked for again.
         await self._sessions.close(caller.tenant, params.session)
         return {"session": params.session, "cancelled": cancelled}
 
-    async def _list_servers(self, caller: Caller, params: NoParams) -> Result:
+    async def _list_servers(self, caller: Caller, params: given.NoParams) -> Result:
         return {"servers": [self._catalog.summary(name) for name in self._catalog.names()]}
 
-    async def _list_tools(self, caller: Caller, params: ServerParams) -> Result:
+    async def _list_tools(self, caller: Caller, params: given.ServerParams) -> Result:
         tools = self._catalog.tools(params.server)
         return {"server": params.server, "tools": tools.listed, "serverInfo": tools.server_info}
 
-    async def _call_tool(self, caller: Caller, params: CallParams) -> Result:
-        session = await self._sessions.require(caller.tenant, params.session)
+    async def _call_tool(self, caller: Caller, params: given.CallParams) -> Result:
+        session = await self._sessions.require_allowed(caller.tenant, params.session, params.server, params.name)
         return await self._jobs.call(
             tenant=caller.tenant,
             session=params.session,
@@ -246,98 +110,103 @@ class Methods:
             traceparent=traceparent(params.meta.get("traceparent")) or caller.traceparent,
         )
 
-    async def _get_conversation(self, caller: Caller, params: ConversationParams) -> Result:
+    async def _send(self, caller: Caller, params: given.SendParams) -> Result:
+        await self._sessions.require(caller.tenant, params.session)
+        return await self._chat.send(
+            tenant=caller.tenant,
+            session=params.session,
+            content=params.content,
+            traceparent=caller.traceparent,
+            idempotency_key=params.idempotency_key,
+        )
+
+    async def _approve(self, caller: Caller, params: given.JobParams) -> Result:
+        await self._sessions.require(caller.tenant, params.session)
+        return await self._chat.decide(params.session, params.job, approved=True)
+
+    async def _deny(self, caller: Caller, params: given.JobParams) -> Result:
+        await self._sessions.require(caller.tenant, params.session)
+        return await self._chat.decide(params.session, params.job, approved=False)
+
+    async def _get_conversation(self, caller: Caller, params: given.ConversationParams) -> Result:
         await self._sessions.require(caller.tenant, params.session)
         return await self._conversation.get(params.session, after=params.after, limit=params.limit)
 
-    async def _delete_conversation(self, caller: Caller, params: SessionParams) -> Result:
+    async def _delete_conversation(self, caller: Caller, params: given.SessionParams) -> Result:
         await self._sessions.require(caller.tenant, params.session)
         return await self._conversation.delete(params.session)
 
-    async def _train_dictionary(self, caller: Caller, params: NoParams) -> Result:
+    async def _train_dictionary(self, caller: Caller, params: given.NoParams) -> Result:
         return await self._conversation.train_dictionary(caller.tenant)
 
-    async def _get_job(self, caller: Caller, params: JobParams) -> Result:
+    async def _get_job(self, caller: Caller, params: given.JobParams) -> Result:
         await self._sessions.require(caller.tenant, params.session)
         return await self._jobs.get(params.session, params.job)
 
-    async def _cancel_job(self, caller: Caller, params: JobParams) -> Result:
+    async def _cancel_job(self, caller: Caller, params: given.JobParams) -> Result:
         await self._sessions.require(caller.tenant, params.session)
         return await self._jobs.cancel(params.session, params.job)
 
-    async def _put_file(self, caller: Caller, params: PutFileParams) -> Result:
-        await self._sessions.require(caller.tenant, params.session)
+    async def _put_file(self, caller: Caller, params: given.PutFileParams) -> Result:
+        await self._sessions.require_allowed(caller.tenant, params.session, params.server, None)
         whole = params.text.encode("utf-8", "replace") if params.text is not None else params.data or b""
         return await self._files.put(caller.tenant, params.session, params.server, params.path, _pieces(whole))
 
-    async def _get_file(self, caller: Caller, params: GetFileParams) -> Result:
-        await self._sessions.require(caller.tenant, params.session)
+    async def _get_file(self, caller: Caller, params: given.GetFileParams) -> Result:
+        await self._sessions.require_allowed(caller.tenant, params.session, params.server, None)
         where = (params.session, params.server, params.path)
         return await self._files.get(caller.tenant, *where, artifact=params.artifact)
 
-    async def _list_files(self, caller: Caller, params: FolderParams) -> Result:
-        await self._sessions.require(caller.tenant, params.session)
+    async def _list_files(self, caller: Caller, params: given.FolderParams) -> Result:
+        await self._sessions.require_allowed(caller.tenant, params.session, params.server, None)
         return await self._files.list(caller.tenant, params.session, params.server, params.path)
 
-    async def _list_letters(self, caller: Caller, params: LettersParams) -> Result:
+    async def _list_letters(self, caller: Caller, params: given.LettersParams) -> Result:
         return await self._letters.list(caller.tenant, server=params.server, before=params.before, limit=params.limit)
 
-    async def _show_letter(self, caller: Caller, params: LetterParams) -> Result:
+    async def _show_letter(self, caller: Caller, params: given.LetterParams) -> Result:
         return await self._letters.show(caller.tenant, params.letter)
 
-    async def _redrive_letter(self, caller: Caller, params: LetterParams) -> Result:
+    async def _redrive_letter(self, caller: Caller, params: given.LetterParams) -> Result:
         return await self._letters.redrive(caller.tenant, params.letter)
 
-    async def _delete_letter(self, caller: Caller, params: LetterParams) -> Result:
+    async def _delete_letter(self, caller: Caller, params: given.LetterParams) -> Result:
         return await self._letters.delete(caller.tenant, params.letter)
 
-    async def _purge_letters(self, caller: Caller, params: PurgeParams) -> Result:
+    async def _purge_letters(self, caller: Caller, params: given.PurgeParams) -> Result:
         return await self._letters.purge(
             caller.tenant, server=params.server, older_than_s=params.older_than_s, before=params.before
         )
 
-    async def _get_status(self, caller: Caller, params: NoParams) -> Result:
+    async def _get_status(self, caller: Caller, params: given.NoParams) -> Result:
         return await self._status.get()
 
 
-METHODS: Final[dict[str, tuple[type[_Params], Callable[[Methods, Caller, Any], Awaitable[Result]]]]] = {
-    "session/open": (OpenParams, Methods._open_session),
-    "session/close": (SessionParams, Methods._close_session),
-    "servers/list": (NoParams, Methods._list_servers),
-    "tools/list": (ServerParams, Methods._list_tools),
-    "tools/call": (CallParams, Methods._call_tool),
-    "conversation/get": (ConversationParams, Methods._get_conversation),
-    "conversation/delete": (SessionParams, Methods._delete_conversation),
-    "conversations/train_dictionary": (NoParams, Methods._train_dictionary),
-    "job/get": (JobParams, Methods._get_job),
-    "job/cancel": (JobParams, Methods._cancel_job),
-    "files/put": (PutFileParams, Methods._put_file),
-    "files/get": (GetFileParams, Methods._get_file),
-    "files/list": (FolderParams, Methods._list_files),
-    "dead_letters/list": (LettersParams, Methods._list_letters),
-    "dead_letters/show": (LetterParams, Methods._show_letter),
-    "dead_letters/redrive": (LetterParams, Methods._redrive_letter),
-    "dead_letters/delete": (LetterParams, Methods._delete_letter),
-    "dead_letters/purge": (PurgeParams, Methods._purge_letters),
-    "status/get": (NoParams, Methods._get_status),
+METHODS: Final[dict[str, tuple[type[given.Params], Callable[[Methods, Caller, Any], Awaitable[Result]]]]] = {
+    "session/open": (given.OpenParams, Methods._open_session),
+    "session/close": (given.SessionParams, Methods._close_session),
+    "servers/list": (given.NoParams, Methods._list_servers),
+    "tools/list": (given.ServerParams, Methods._list_tools),
+    "tools/call": (given.CallParams, Methods._call_tool),
+    "chat/send": (given.SendParams, Methods._send),
+    "chat/approve": (given.JobParams, Methods._approve),
+    "chat/deny": (given.JobParams, Methods._deny),
+    "conversation/get": (given.ConversationParams, Methods._get_conversation),
+    "conversation/delete": (given.SessionParams, Methods._delete_conversation),
+    "conversations/train_dictionary": (given.NoParams, Methods._train_dictionary),
+    "job/get": (given.JobParams, Methods._get_job),
+    "job/cancel": (given.JobParams, Methods._cancel_job),
+    "files/put": (given.PutFileParams, Methods._put_file),
+    "files/get": (given.GetFileParams, Methods._get_file),
+    "files/list": (given.FolderParams, Methods._list_files),
+    "dead_letters/list": (given.LettersParams, Methods._list_letters),
+    "dead_letters/show": (given.LetterParams, Methods._show_letter),
+    "dead_letters/redrive": (given.LetterParams, Methods._redrive_letter),
+    "dead_letters/delete": (given.LetterParams, Methods._delete_letter),
+    "dead_letters/purge": (given.PurgeParams, Methods._purge_letters),
+    "status/get": (given.NoParams, Methods._get_status),
 }
 """Each method: what its params must be, and what it does."""
-
-
-def validated(model: type[P], params: Params, *, as_text: bool = False) -> P:
-    """
-    Raises:
-        InvalidParams: naming every fault.
-    """
-    try:
-        return model.model_validate(params, strict=not as_text)
-    except ValidationError as exc:
-        problems = [{"path": _path(e["loc"]), "message": e["msg"]} for e in exc.errors(include_url=False)]
-        raise InvalidParams("invalid params", problems) from exc
-
-
-def _path(location: tuple[int | str, ...]) -> str:
-    return "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part[:100]}" for part in location)
 
 
 async def _pieces(whole: bytes) -> AsyncGenerator[bytes]:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from common import subjects
 from common.buckets import Entry
 from common.bus import Bus
+from common.chat_errors import ToolNotAllowed
 from common.errors import Fenced, UnknownSession
 from common.feed import LEADER_LAG_S
 from common.schema import SessionRecord, now_ms
@@ -65,11 +66,25 @@ class Sessions:
         self._known: dict[tuple[str, str], _Known] = {}
         """By tenant and session."""
 
-    async def open(self, tenant: str, *, record: bool = False, conversation_ttl_s: float | None = None) -> Joined:
-        """A new session of the tenant. With `record` direct tool calls become messages of its conversation."""
+    async def open(
+        self,
+        tenant: str,
+        *,
+        record: bool = False,
+        conversation_ttl_s: float | None = None,
+        allow: list[str] | None = None,
+    ) -> Joined:
+        """A new session of the tenant. With `record` direct tool calls become messages of its conversation; with
+        `allow` nothing else can be called in it."""
         bus = self._store.bus
         session = subjects.new_session_id()
-        opened = SessionRecord(tenant=tenant, created_ms=now_ms(), record=record, conversation_ttl_s=conversation_ttl_s)
+        opened = SessionRecord(
+            tenant=tenant,
+            created_ms=now_ms(),
+            record=record,
+            conversation_ttl_s=conversation_ttl_s,
+            allow=allow,
+        )
         await bus.put(SESSIONS_BUCKET, session, opened.encode())
         self._remember(bus, tenant, session, opened)
         return await _joined(bus, session, None)
@@ -98,6 +113,17 @@ class Sessions:
             _, record = await _look_up(bus, tenant, session)
             self._remember(bus, tenant, session, record, known.renew_at)
         return known.record
+
+    async def require_allowed(self, tenant: str, session: str, server: str, tool: str | None) -> SessionRecord:
+        """
+        Raises:
+            UnknownSession: as `join()`.
+            ToolNotAllowed: if that tool may not be called in it; without one, if not everything of the server may.
+        """
+        record = await self.require(tenant, session)
+        if not record.allows(server, tool):
+            raise ToolNotAllowed(server, tool, record.allow or [])
+        return record
 
     async def keep(self, tenant: str, session: str) -> None:
         """Have the session known, also where it had lapsed or was closed.

@@ -41,6 +41,8 @@ class GatewaySettings(BusSettings):
     """Tenants that see and act on the dead letters of all tenants; comma-separated."""
     job_timeout_ms: int = Field(default=300_000, ge=1, le=86_400_000)
     """Start-to-close of a job whose server and tool set none."""
+    chat_timeout_ms: int = Field(default=900_000, ge=1, le=86_400_000)
+    """Start-to-close of a chat turn: with all its calls, and the time that users take to approve them."""
     max_request_bytes: int = Field(default=1_000_000, ge=1_024, le=16_000_000)
     """Size of one frame or body; a frame above four times that ends its connection."""
     max_upload_bytes: int = Field(default=64 * 1024**2, ge=1_024)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from nats.js.api import RawStreamMsg
 
@@ -24,6 +24,7 @@ from common.consumer import read_job
 from common.ending import Ending
 from common.errors import Fenced, StoreUnavailable, UndecodableMessage
 from common.feed import StoredEvent
+from common.job_end import end_job
 from common.job_errors import JobError, NotAccepted, OutcomeUnknown, QueueTimeout, ServerRemoved
 from common.job_queue import job_of
 from common.job_state import Signal, State, state_after, step
@@ -31,8 +32,9 @@ from common.log import get
 from common.role import Role
 from common.schema import Event, now_ms
 from common.streams import SERVERS_BUCKET
+from common.subjects import CHAT
 from gateway.catalog_view import CatalogView
-from gateway.job_end import end_job
+from gateway.chat import ChatWaits
 from gateway.store import Store
 
 _log = get(__name__)
@@ -49,6 +51,15 @@ WATCHED_LIMIT: Final = 10_000
 """Overdue or running jobs of one server that are remembered; more are looked at when some of these have ended."""
 ORPHANS_A_SWEEP: Final = 4_096
 ORPHAN_BATCH: Final = 256
+
+
+class Waits(Protocol):
+    """How long jobs of a server may wait: a `ServerSpec` says it, or `ChatWaits`."""
+
+    @property
+    def shortest_queue_s(self) -> float: ...
+
+    def queue_s(self, tool: str) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -119,20 +130,20 @@ class Sweeper:
             StoreUnavailable: if the store went away meanwhile; the next sweep goes on.
         """
         for server in self._catalog.names():
-            await self._sweep_server(bus, server)
+            await self._sweep_server(bus, server, self._catalog.server(server))
+        await self._sweep_server(bus, CHAT, ChatWaits())
         if self._sweeps % REMOVED_EVERY == 0:
             for server in await bus.servers_in_queue():
-                if server not in self._catalog.servers.entries and await _removed(bus, server):
+                if server not in (CHAT, *self._catalog.servers.entries) and await _removed(bus, server):
                     await self._sweep_removed(bus, server)
         self._sweeps += 1
         await self._sweep_orphans(bus)
 
     # --- queues ---------------------------------------------------------------------------------------
 
-    async def _sweep_server(self, bus: Bus, server: str) -> None:
-        spec = self._catalog.server(server)
+    async def _sweep_server(self, bus: Bus, server: str, waits: Waits) -> None:
         queue = self._queues.setdefault(server, _Queue())
-        young_ms = now_ms() - int(spec.shortest_queue_s * 1000)
+        young_ms = now_ms() - int(waits.shortest_queue_s * 1000)
         async with aclosing(bus.jobs_in_queue(subjects.jobs_of_server(server), queue.seen)) as messages:
             async for msg in messages:
                 job = _read(msg)
@@ -146,7 +157,7 @@ class Sweeper:
         now = now_ms()
         for seq in [seq for seq, due_ms in queue.due_ms.items() if due_ms <= now]:
             job = queue.jobs[seq]
-            again_ms = await self._look(bus, server, job, int(spec.queue_s(job.tool) * 1000))
+            again_ms = await self._look(bus, server, job, int(waits.queue_s(job.tool) * 1000))
             if again_ms is None:
                 queue.forget(seq)
             else:

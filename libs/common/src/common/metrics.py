@@ -36,6 +36,12 @@ CONTAINER_BOOTS: Final = Counter("container_boots_total", "Containers started.",
 CONTAINER_BOOT_SECONDS: Final = Histogram(
     "container_boot_seconds", "From create to ready.", ["server"], buckets=_SECONDS
 )
+CHAT_TOKENS: Final = Counter(
+    "chat_tokens_total", "Tokens of chat turns, as providers count them.", ["model", "direction"]
+)
+CHAT_MODEL_SECONDS: Final = Histogram(
+    "chat_model_seconds", "From asking a model to its whole answer.", ["model"], buckets=_SECONDS
+)
 LEASES_HELD: Final = Gauge("leases_held", "Leases that this worker holds.")
 DURABILITY_WEAKNESSES: Final = Gauge(
     "durability_weaknesses", "Ways in which the store is weaker than DURABILITY asks for."

@@ -25,9 +25,12 @@ from common.lifecycle import Budget
 from common.log import get
 from common.schema import ToolListing, now_ms
 from worker.boot_gate import BootGate
+from worker.chat.server import ChatServer, serve_chat
 from worker.docker_engine import open_docker_engine
 from worker.errors import EngineUnavailable
 from worker.heartbeat import Heartbeat
+from worker.models.contract import ChatModel
+from worker.models.opening import ModelUnusable, open_model
 from worker.presence import health_server, micro_service
 from worker.proof import Proof
 from worker.reaper import STORE_LABEL, WORKER_LABEL, Reaper, sweep
@@ -52,6 +55,8 @@ class WorkerApp:
         self._served: dict[str, ServedServer] = {}
         self._stops: dict[str, tuple[asyncio.Event, asyncio.Task[None], ServerSpec]] = {}
         self._catalog_read = False
+        self.chat: ChatServer | None = None
+        """Set while turns are served."""
         self._budget: Budget | None = None
 
     # --- what is shown --------------------------------------------------------------------------------
@@ -63,6 +68,8 @@ class WorkerApp:
             return "not connected to NATS"
         if not self._catalog_read:
             return "the catalog was not read yet"
+        if self.chat is None:
+            return "the queue of chat turns is not set up yet"
         cold = [name for name in self._stops if name not in self._served or not self._served[name].pool.warmed_up]
         return f"pools are warming up: {', '.join(sorted(cold))}" if cold else ""
 
@@ -72,6 +79,7 @@ class WorkerApp:
             "worker": self._worker.id,
             "slots": {"used": slots.used, "limit": slots.limit},
             "pools": [served.stats() for served in self._served.values()],
+            "chat": self.chat.stats() if self.chat else None,
             "draining": self._budget is not None,
         }
 
@@ -126,8 +134,11 @@ class WorkerApp:
         _log.info("draining", budget_s=self._settings.drain_timeout_s, running=self._worker.slots.used)
         for stop, _, _ in self._stops.values():
             stop.set()
-        if self._stops:
-            await asyncio.wait({task for _, task, _ in self._stops.values()})
+        async with asyncio.TaskGroup() as draining:
+            if self.chat:
+                draining.create_task(self.chat.drain(self._budget.left_s))
+            if self._stops:
+                await asyncio.wait({task for _, task, _ in self._stops.values()})
 
     # --- messages to all workers ------------------------------------------------------------------------
 
@@ -153,13 +164,18 @@ class WorkerApp:
 
 
 async def run(settings: WorkerSettings, stop: asyncio.Event) -> None:
-    """Serve the catalog's servers until `stop` is set, then drain. Returns when nothing is left behind."""
+    """Serve the catalog's servers and chat turns until `stop` is set, then drain. Returns when nothing is left behind.
+
+    Raises:
+        ModelUnusable: if the model that is configured cannot be used.
+    """
     worker_id = subjects.new_worker_id()
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(open_docker_engine(settings.docker_host))
         bus = await stack.enter_async_context(_connected(settings, worker_id, stop))
         if bus is None:
             return
+        model = await stack.enter_async_context(_chat_model(settings))
         heartbeat = Heartbeat(settings.ack_wait_s)
         conversations = Conversations(bus, compress=settings.enable_conversation_compression)
         recording = Recording(bus, conversations)
@@ -193,8 +209,17 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> None:
                 ]
                 _log.info("worker running", worker=worker_id, health_port=port, concurrency=settings.worker_concurrency)
                 try:
-                    await stop.wait()
-                    await app.drain()
+                    async with serve_chat(
+                        bus,
+                        worker_id,
+                        worker.runner,
+                        heartbeat,
+                        conversations,
+                        model,
+                        settings.chat_limits(),
+                    ) as app.chat:
+                        await stop.wait()
+                        await app.drain()
                 finally:
                     for loop in loops:
                         loop.cancel()
@@ -203,6 +228,24 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> None:
         except (EngineUnavailable, TimeoutError) as exc:
             _log.warning("containers left to the next worker's reaper", why=str(exc))
         _log.info("worker stopped", worker=worker_id)
+
+
+@asynccontextmanager
+async def _chat_model(settings: WorkerSettings) -> AsyncIterator[ChatModel | None]:
+    """None where no model is configured.
+
+    Raises:
+        ModelUnusable: if what is configured cannot be used.
+    """
+    try:
+        choice = settings.model_choice()
+    except (OSError, ValueError) as exc:
+        raise ModelUnusable(str(exc)) from exc
+    if choice is None:
+        yield None
+        return
+    async with open_model(choice) as model:
+        yield model
 
 
 @asynccontextmanager

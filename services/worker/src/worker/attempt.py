@@ -18,7 +18,7 @@ from common.errors import Fenced, PayloadTooLarge
 from common.job_errors import JobError
 from common.schema import Job
 from worker.artifacts import discard_output, keep_output, with_links
-from worker.errors import EngineUnavailable, HeartbeatTimeout, JobTimeout, ResultTooLarge, ServerGone
+from worker.errors import AttemptLost, EngineUnavailable, HeartbeatTimeout, JobTimeout, ResultTooLarge, ServerGone
 from worker.executors.contract import Call
 from worker.journal import Journal
 from worker.outbox import Outbox
@@ -192,8 +192,8 @@ class Attempt:
         failure = call.answer.exception()
         if isinstance(failure, ServerGone):
             failure = await place.post_mortem(failure)
-            if rules.repeatable(self._job):
-                return Failed(failure)
+        if isinstance(failure, AttemptLost) and rules.repeatable(self._job):
+            return Failed(failure)
         if isinstance(failure, JobError):
             return Ending.of(failure)
         result = call.answer.result()

@@ -3,7 +3,8 @@
 JobError                        (common.job_errors) stands in the job's `result` event, with its `outcome`
 ├── ContainerStartFailed        failed: the image, the command or the engine's answer to them
 ├── HandshakeFailed             failed: the server is no MCP server, or too slow
-├── ServerGone                  outcome_unknown: the server ended during the call
+├── AttemptLost                 what ran it is lost; where the job may be repeated, another attempt follows
+│   └── ServerGone              outcome_unknown: the server ended during the call
 ├── ToolProtocolError           failed: the server answered with a JSON-RPC error
 ├── ResultTooLarge              failed
 ├── OutputTooLarge              failed: it wrote more than a job may
@@ -37,7 +38,11 @@ class HandshakeFailed(JobError):
     retryable = True
 
 
-class ServerGone(JobError):
+class AttemptLost(JobError):
+    pass
+
+
+class ServerGone(AttemptLost):
     """During a call of a tool that may be repeated, or before the call reached it, another attempt follows."""
 
     type = "server_gone"

@@ -45,11 +45,17 @@ class _Look(NamedTuple):
     """A stream may have something that waits for company: the pump looks when it has nothing else to do."""
 
 
+class _Mark(NamedTuple):
+    """Reached when all that was told before is stored."""
+
+    reached: asyncio.Event
+
+
 class _End(NamedTuple):
     pass
 
 
-_Item = _Told | _Spilled | _Look | _End
+_Item = _Told | _Spilled | _Look | _Mark | _End
 
 
 class Outbox:
@@ -72,6 +78,7 @@ class Outbox:
         """Chunks are cut and queued in one step, so that those of a stream keep their order."""
         self._room = limits.most
         self._ended = False
+        self._marks: set[asyncio.Event] = set()
         self.streams: dict[StreamName, OutputStream] = {}
         self.fault: asyncio.Future[JobError] = asyncio.get_running_loop().create_future()
         """Done when the call has to be stopped because of what it writes."""
@@ -111,6 +118,31 @@ class Outbox:
             _log.warning("progress report left out", job=self._job.id, reason="too large")
             return
         self._waiting.put_nowait(_Told("progress", data))
+
+    async def step(self, data: dict[str, Any]) -> bool:
+        """A step of a chat turn, behind all output so far. Returns when it is stored; False if it never will be,
+        because the job is another worker's."""
+        self.told_at = asyncio.get_running_loop().time()
+        reached = asyncio.Event()
+        self._marks.add(reached)
+        try:
+            async with self._writing:
+                for stream in self.streams.values():
+                    if chunk := stream.flush(partial=True):
+                        await self._queue(stream, chunk)
+                if self._ended:
+                    return False
+                await self._waiting.put(_Told("step", data))
+                await self._waiting.put(_Mark(reached))
+            await reached.wait()
+        finally:
+            self._marks.discard(reached)
+        return not self._ended
+
+    @property
+    def ended(self) -> bool:
+        """Nothing is stored any more: the attempt is over, or the job another worker's."""
+        return self._ended
 
     # --- writing --------------------------------------------------------------------------------------
 
@@ -191,6 +223,8 @@ class Outbox:
             # What comes after the end is nobody's: writers must neither wait for it nor pile it up.
             self._ended = True
             self.started_settled.set()
+            for mark in self._marks:
+                mark.set()
             for stream in self.streams.values():
                 if stream.writer is not None:
                     stream.writer.abandon()
@@ -249,6 +283,10 @@ class Outbox:
                 await self._append(outputs)
                 outputs = []
                 await self._append([item])
+            elif isinstance(item, _Mark):
+                await self._append(outputs)
+                outputs = []
+                item.reached.set()
         await self._append(outputs)
 
     async def _settled(self, item: _Spilled) -> list[_Told]:

@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple
 from common.object_writer import ObjectWriter
 from common.output import OUTPUT_CHUNK_BYTES, Chunker, Digest, Summary, as_text
 
-StreamName = Literal["stdout", "stderr", "result", "file"]
+StreamName = Literal["stdout", "stderr", "result", "file", "text"]
 
 PREVIEW_BYTES: Final = 32 * 1024
 """What is repeated of a stream that is not whole in the terminal event: its end, of a `result` its beginning."""

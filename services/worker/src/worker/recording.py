@@ -39,7 +39,7 @@ class Recording:
         try:
             if again and await self._is_there(job):
                 return
-            await self._conversations.append(job.session, [_message(job, newest.event)], ttl_s=ttl_s)
+            await self._conversations.append(job.session, [message_of(job, newest.event)], ttl_s=ttl_s)
         except (ConversationUnreadable, ConversationStoreFull, ArtifactStoreFull, UndecodableMessage) as exc:
             # Trying again would not help, and the job itself has ended well.
             _log.error("call not recorded", session=job.session, job=job.id, reason=exc.message)
@@ -53,7 +53,8 @@ class Recording:
         return False
 
 
-def _message(job: Job, end: Event) -> Message:
+def message_of(job: Job, end: Event) -> Message:
+    """A call that has ended, as a message."""
     result: dict[str, Any] = end.data.get("result") or {}
     message: Message = {
         "role": "tool",

@@ -3,13 +3,15 @@
 JobError                        (common.job_errors)
 ├── NoModel                     failed: this worker was given no model
 ├── ModelUnavailable            failed: the provider does not answer, or takes no more requests now
-├── ModelInterrupted            failed: its answer broke off, and so did those to the attempts after it
-└── ModelRefused                failed: the provider does not take what is asked
+├── ModelRefused                failed: the provider does not take what is asked
+└── AttemptLost                 (worker.errors)
+    └── ModelInterrupted        failed: its answer broke off; another attempt goes on from the last stored step
 """
 
 from __future__ import annotations
 
 from common.job_errors import JobError
+from worker.errors import AttemptLost
 
 
 class NoModel(JobError):
@@ -30,7 +32,7 @@ class ModelUnavailable(JobError):
         super().__init__(f"{model} does not answer: {why}", model=model, status=status)
 
 
-class ModelInterrupted(JobError):
+class ModelInterrupted(AttemptLost):
     """The turn goes on from its last stored step, in another attempt."""
 
     type = "model_interrupted"

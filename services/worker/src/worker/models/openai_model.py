@@ -1,0 +1,193 @@
+"""ChatModel over the official `openai` SDK: Chat Completions, as OpenAI and many servers of models speak them.
+
+What those servers do differently from OpenAI, and is taken as it comes: no usage; tool calls without id, with a late
+one, or without index; several under one index (told apart by id and name); a name in every delta; `content: null`.
+Ollama does not heed `max_completion_tokens` and writes on without end; OpenAI's newer models refuse `max_tokens`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from openai import (
+    APIConnectionError,
+    APIError,
+    APIStatusError,
+    APITimeoutError,
+    AsyncOpenAI,
+    AsyncStream,
+    OpenAIError,
+    Timeout,
+)
+from openai.types import CompletionUsage
+from openai.types.chat import ChatCompletionChunk
+from openai.types.chat.chat_completion_chunk import ChoiceDeltaToolCall
+
+from common.schema import nearest
+from worker.models.arguments import made_call, sent_back
+from worker.models.contract import (
+    AssistantMessage,
+    ModelMessage,
+    Reply,
+    Tell,
+    ToolCall,
+    ToolMessage,
+    ToolOffer,
+    Usage,
+    UserMessage,
+)
+from worker.models.failures import Failures
+
+BASE_URL = "https://api.openai.com/v1"
+_TAKE_NEW_LIMIT = ("openai.com", "azure.com")
+
+
+class OpenAIModel:
+    def __init__(
+        self, model: str, base_url: str | None, api_key: str, *, retries: int, timeout_s: float, connect_s: float
+    ) -> None:
+        """`timeout_s` is of one wait: for the beginning of the answer, and for more of it."""
+        self.name = f"openai:{model}"
+        self._model = model
+        url = base_url or BASE_URL
+        host = urlsplit(url).hostname or ""
+        self._limit = "max_completion_tokens" if host.endswith(_TAKE_NEW_LIMIT) else "max_tokens"
+        self._failures = Failures(self.name, api_key, timeout_s)
+        self._client = AsyncOpenAI(
+            api_key=api_key, base_url=url, max_retries=retries, timeout=Timeout(timeout_s, connect=connect_s)
+        )
+        self._completions = self._client.chat.completions  # imports more of the SDK
+
+    async def reply(
+        self, system: str, messages: Sequence[ModelMessage], tools: Sequence[ToolOffer], *, max_tokens: int, tell: Tell
+    ) -> Reply:
+        request: dict[str, Any] = {"messages": encode_messages(system, messages), self._limit: max_tokens}
+        if tools:
+            request["tools"] = [encode_tool(tool) for tool in tools]
+        text: list[str] = []
+        calls = _Calls()
+        usage: CompletionUsage | None = None
+        finish = ""
+        refused = False
+        async with await self._begun(request) as stream, aclosing(self._chunks(stream)) as chunks:
+            async for chunk in chunks:
+                usage = chunk.usage or usage
+                # Those of the last one, which tells the usage, are empty; some servers leave them out.
+                for choice in (chunk.choices or ())[:1]:
+                    finish = choice.finish_reason or finish
+                    if choice.delta is None:
+                        continue
+                    for delta in choice.delta.tool_calls or ():
+                        calls.add(delta)
+                    refused = refused or bool(choice.delta.refusal)
+                    if piece := choice.delta.content or choice.delta.refusal:
+                        text.append(nearest(piece))
+                        await tell(text[-1])
+        if not finish:
+            raise self._failures.cut_short()
+        refused = refused or finish == "content_filter"
+        return Reply(
+            "".join(text),
+            calls.made(),
+            Usage(usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else Usage(),
+            "refused" if refused else "length" if finish == "length" else "whole",
+        )
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def _begun(self, request: dict[str, Any]) -> AsyncStream[ChatCompletionChunk]:
+        """The provider's answer, once it has begun."""
+        try:
+            stream: AsyncStream[ChatCompletionChunk] = await self._completions.create(
+                model=self._model, stream=True, stream_options={"include_usage": True}, **request
+            )
+        except APIStatusError as exc:
+            raise self._failures.of_status(exc.status_code, exc.body) from exc
+        except APITimeoutError as exc:
+            raise self._failures.of_silence(exc) from exc
+        except APIConnectionError as exc:
+            raise self._failures.of_connection(exc) from exc
+        except OpenAIError as exc:
+            raise self._failures.of_request(exc) from exc
+        return stream
+
+    async def _chunks(self, stream: AsyncStream[ChatCompletionChunk]) -> AsyncGenerator[ChatCompletionChunk]:
+        """Translates what the reading of the stream raises, and not what is raised by who takes the chunks."""
+        try:
+            async for chunk in stream:
+                yield chunk
+        except APIConnectionError as exc:
+            raise self._failures.broken(exc) from exc
+        except APIError as exc:
+            raise self._failures.told_broken(exc.body or exc.message) from exc
+        except (OpenAIError, ValueError) as exc:  # an event that is no JSON
+            raise self._failures.broken(exc) from exc
+
+
+@dataclass
+class _Call:
+    id: str = ""
+    name: str = ""
+    written: str = ""
+
+
+class _Calls:
+    """The tool calls of one answer, put together from their deltas."""
+
+    def __init__(self) -> None:
+        self._all: list[_Call] = []
+        self._by_index: dict[int | None, _Call] = {}
+
+    def add(self, delta: ChoiceDeltaToolCall) -> None:
+        name = (delta.function and delta.function.name) or ""
+        index: int | None = delta.index  # whatever the SDK's type says
+        call = self._by_index.get(index)
+        # Another id alone begins none: there are servers that make a new one for each delta.
+        another = name and call and ((call.id and delta.id and delta.id != call.id) or (index is None and not delta.id))
+        if call is None or another:
+            call = self._by_index[index] = _Call()
+            self._all.append(call)
+        call.id = call.id or delta.id or ""
+        if name != call.name:
+            call.name += name
+        call.written += (delta.function and delta.function.arguments) or ""
+
+    def made(self) -> tuple[ToolCall, ...]:
+        return tuple(
+            made_call(call.id or f"call-{number}", call.name, call.written) for number, call in enumerate(self._all, 1)
+        )
+
+
+def encode_tool(tool: ToolOffer) -> dict[str, Any]:
+    return {
+        "type": "function",
+        "function": {"name": tool.name, "description": tool.description, "parameters": tool.schema},
+    }
+
+
+def encode_messages(system: str, messages: Sequence[ModelMessage]) -> list[dict[str, Any]]:
+    encoded: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    for message in messages:
+        match message:
+            case UserMessage(text):
+                encoded.append({"role": "user", "content": text})
+            case AssistantMessage(text, ()):
+                encoded.append({"role": "assistant", "content": text})
+            case AssistantMessage(text, calls):
+                encoded.append(
+                    {"role": "assistant", "content": text or None, "tool_calls": [_encode_call(call) for call in calls]}
+                )
+            case ToolMessage(call, text):
+                encoded.append({"role": "tool", "tool_call_id": call, "content": text})
+    return encoded
+
+
+def _encode_call(call: ToolCall) -> dict[str, Any]:
+    arguments = json.dumps(sent_back(call), ensure_ascii=False, separators=(",", ":"))
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}

@@ -92,7 +92,8 @@ class Calls:
                 await patiently("having a call accepted", lambda: accept_once(self._bus, job, self._traceparent))
             except (QueueFull, PayloadTooLarge) as exc:
                 return not_called(id_, tool, exc)
-        event = newest.event if newest is not None and newest.event.terminal else await end
+        # Shielded, as its end is waited for once more where the turn is cancelled.
+        event = newest.event if newest is not None and newest.event.terminal else await asyncio.shield(end)
         return self._result(job, event)
 
     async def _approved(self, id_: str) -> bool:

@@ -63,7 +63,8 @@ def encoded(provider: Provider, data: dict[str, Any] | str, newline: str = "\n")
     """One event. Anthropic's have a name, which is the type of their data."""
     text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
     name = f"event: {data['type']}{newline}" if provider == "anthropic" and isinstance(data, dict) else ""
-    return f"{name}data: {text}{newline}{newline}".encode()
+    # Half a surrogate pair has no bytes; what Python writes for it is its escape in JSON.
+    return f"{name}data: {text}{newline}{newline}".encode("utf-8", "backslashreplace")
 
 
 def error_body(provider: Provider, status: int, message: str) -> dict[str, Any]:

@@ -56,7 +56,8 @@ class OpenAIModel:
         self._model = model
         url = base_url or BASE_URL
         host = urlsplit(url).hostname or ""
-        self._limit = "max_completion_tokens" if host.endswith(_TAKE_NEW_LIMIT) else "max_tokens"
+        self.limit_field = "max_completion_tokens" if host.endswith(_TAKE_NEW_LIMIT) else "max_tokens"
+        """What the server calls the limit of tokens."""
         self._failures = Failures(self.name, api_key, timeout_s)
         self._client = AsyncOpenAI(
             api_key=api_key, base_url=url, max_retries=retries, timeout=Timeout(timeout_s, connect=connect_s)
@@ -66,7 +67,7 @@ class OpenAIModel:
     async def reply(
         self, system: str, messages: Sequence[ModelMessage], tools: Sequence[ToolOffer], *, max_tokens: int, tell: Tell
     ) -> Reply:
-        request: dict[str, Any] = {"messages": encode_messages(system, messages), self._limit: max_tokens}
+        request: dict[str, Any] = {"messages": encode_messages(system, messages), self.limit_field: max_tokens}
         if tools:
             request["tools"] = [encode_tool(tool) for tool in tools]
         text: list[str] = []

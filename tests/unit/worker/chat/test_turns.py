@@ -202,7 +202,7 @@ async def test_a_cancel_while_the_model_answers_keeps_what_it_had_said(rig: Chat
 
 
 @pytest.mark.parametrize(("budget", "ended"), [({"steps": 2}, "max_steps"), ({"tokens": 1}, "max_tokens")])
-async def test_a_turn_stops_at_its_budget_and_says_so(rig: ChatRig, budget: dict[str, int], ended: str) -> None:
+async def test_a_turn_stops_at_its_budget_and_says_so(rig: ChatRig, budget: dict[str, Any], ended: str) -> None:
     """The calls of its last answer are made, so that nothing is left open."""
     rig.tool_server("math", add)
     await rig.worker(replace(LIMITS, **budget))

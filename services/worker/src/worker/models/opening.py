@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, get_args
 from urllib.parse import urlsplit
 
+from common.errors import BrokenError
 from worker.models.contract import ChatModel
 
 if TYPE_CHECKING:
@@ -22,7 +23,13 @@ _NO_KEY = "none"
 """What a server without keys is sent: the SDKs ask for one, or look for others' in the environment."""
 
 
-class SdkMissing(Exception):
+class ModelUnusable(BrokenError):
+    """The model that is configured cannot be opened: its worker does not start."""
+
+    type = "model_unusable"
+
+
+class SdkMissing(ModelUnusable):
     """The package of a provider is not installed."""
 
     def __init__(self, provider: Provider) -> None:

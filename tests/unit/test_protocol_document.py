@@ -12,12 +12,15 @@ import pytest
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 
 import common.catalog
+import common.chat_errors
 import common.errors
 import common.job_errors
 import common.schema
 import gateway.problem
+import worker.chat.errors
 import worker.errors
 import worker.files_errors
+import worker.models.errors
 from common import headers, streams, subjects
 from common.errors import (
     CallerError,
@@ -188,7 +191,17 @@ def test_the_outcomes_are_those_of_the_table() -> None:
 
 def errors() -> set[type[ServiceError]]:
     """Every error of the services that can be raised: those that others derive from only group them."""
-    modules = (common.errors, common.job_errors, common.catalog, gateway.problem, worker.errors, worker.files_errors)
+    modules = (
+        common.errors,
+        common.chat_errors,
+        common.job_errors,
+        common.catalog,
+        gateway.problem,
+        worker.errors,
+        worker.files_errors,
+        worker.chat.errors,
+        worker.models.errors,
+    )
     found = {
         cls
         for module in modules

@@ -8,8 +8,11 @@ from types import ModuleType
 
 import pytest
 
+import common.chat_errors
 import common.errors
+import worker.chat.errors
 import worker.errors
+import worker.models.errors
 from common.errors import (
     BrokenError,
     CallerError,
@@ -27,9 +30,9 @@ from common.errors import (
     UnknownTool,
 )
 from common.job_errors import JobError, OutcomeUnknown
-from worker.errors import ServerGone, ToolProtocolError
+from worker.errors import AttemptLost, ServerGone, ToolProtocolError
 
-GROUPS = {ServiceError, CallerError, UnavailableError, BrokenError, JobError}
+GROUPS = {ServiceError, CallerError, UnavailableError, BrokenError, JobError, AttemptLost}
 """Never raised themselves."""
 
 
@@ -38,7 +41,11 @@ def classes_of(module: ModuleType) -> list[type[ServiceError]]:
     return [cls for cls in found if issubclass(cls, ServiceError)]
 
 
-ALL = classes_of(common.errors) + classes_of(worker.errors)
+ALL = [
+    cls
+    for module in (common.errors, common.chat_errors, worker.errors, worker.chat.errors, worker.models.errors)
+    for cls in classes_of(module)
+]
 
 
 @pytest.mark.parametrize("module", [common.errors, worker.errors], ids=lambda module: module.__name__)

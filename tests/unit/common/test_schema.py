@@ -86,7 +86,13 @@ MESSAGES: dict[str, Message] = {
         deliveries=4,
         time_ms=1_700_000_000_456,
     ),
-    "session_record": SessionRecord(tenant="acme", created_ms=1_700_000_000_000, conversation_ttl_s=600.0, record=True),
+    "session_record": SessionRecord(
+        tenant="acme",
+        created_ms=1_700_000_000_000,
+        conversation_ttl_s=600.0,
+        record=True,
+        allow=["git", "time/convert_time"],
+    ),
     "idempotency_record": IdempotencyRecord(
         job="0192f0c1e5a0a1b2c3d4e5f6", fingerprint="8f14e45fceea167a", created_ms=1_700_000_000_000
     ),

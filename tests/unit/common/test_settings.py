@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings
 
 from common.settings import EXIT_BAD_SETTINGS, BusSettings, load
@@ -36,6 +37,19 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "boots_at_once": ("5", 5),
     "drain_timeout_s": ("0", 0.0),
     "reap_period_s": ("0.5", 0.5),
+    "chat_model": ("anthropic:some-model", "anthropic:some-model"),
+    "chat_base_url": ("http://llm:8000/v1", "http://llm:8000/v1"),
+    "chat_api_key": ("sk-1", SecretStr("sk-1")),
+    "chat_api_key_file": ("/run/secrets/key", Path("/run/secrets/key")),
+    "chat_concurrency": ("7", 7),
+    "chat_max_steps": ("5", 5),
+    "chat_max_tokens": ("1000", 1000),
+    "chat_reply_tokens": ("100", 100),
+    "chat_result_chars": ("500", 500),
+    "chat_history_chars": ("5000", 5000),
+    "chat_system_prompt": ("Be brief.", "Be brief."),
+    "chat_retries": ("0", 0),
+    "chat_request_timeout_s": ("2.5", 2.5),
     "health_host": ("0.0.0.0", "0.0.0.0"),
     "health_port": ("0", 0),
 }

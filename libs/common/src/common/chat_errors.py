@@ -28,7 +28,6 @@ class TurnInProgress(CallerError):
     type = "turn_in_progress"
     code = 409
     status = 409
-    retryable = True
 
     def __init__(self, turn: str) -> None:
         super().__init__(

@@ -2,7 +2,8 @@
 
 Every event of a job but four kinds goes to one subject, each behind the one before: so of two writers that both
 believe they own a job the store accepts one (docs/adr/0002). `queued`, `decision`, the waiting job's position and
-`cancelling` have subjects of their own beside it: they come from elsewhere, at any time, and must not get in the way of the fence.
+`cancelling` have subjects of their own beside it: they come from elsewhere, at any time, and must not get in the way of
+the fence.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class EventLog(ObjectStore):
 
         With a `msg_id` a repeated publish of the same event is answered with the first one's number.
 
-        Events with a subject of their own (`queued`, `decision`, `cancelling`, a waiting job's progress) stand behind the last one
-        there instead.
+        Events with a subject of their own (`queued`, `decision`, `cancelling`, a waiting job's progress) stand behind
+        the last one there instead.
 
         Raises:
             Fenced: if the job's last event is another one.

@@ -1,4 +1,4 @@
-"""Chat turns: accepted one at a time for each session, and told what the user thinks of the calls they ask leave for."""
+"""Chat turns: accepted one at a time for each session, and told whether the calls that they ask leave for may run."""
 
 from __future__ import annotations
 

@@ -70,15 +70,9 @@ class WorkerSettings(BusSettings):
         return value
 
     @model_validator(mode="after")
-    def _with_a_key(self) -> Self:
+    def _one_key(self) -> Self:
         if self.chat_api_key.get_secret_value() and self.chat_api_key_file:
             raise ValueError("set CHAT_API_KEY or CHAT_API_KEY_FILE, not both")
-        if self.chat_model and not (
-            self.chat_api_key.get_secret_value() or self.chat_api_key_file or self.chat_base_url
-        ):
-            raise ValueError(
-                "CHAT_MODEL needs CHAT_API_KEY or CHAT_API_KEY_FILE, unless CHAT_BASE_URL names a local endpoint"
-            )
         return self
 
     @model_validator(mode="after")
@@ -93,6 +87,7 @@ class WorkerSettings(BusSettings):
         """
         Raises:
             OSError: if CHAT_API_KEY_FILE cannot be read.
+            ValueError: if the provider would need a key, or it or the address is none.
         """
         if not self.chat_model:
             return None
@@ -100,6 +95,10 @@ class WorkerSettings(BusSettings):
         key = self.chat_api_key.get_secret_value()
         if self.chat_api_key_file:
             key = self.chat_api_key_file.read_text().strip()
+        if not key and self.chat_base_url is None:
+            raise ValueError(
+                "CHAT_MODEL needs CHAT_API_KEY or CHAT_API_KEY_FILE, or CHAT_BASE_URL of an endpoint without keys"
+            )
         return ModelChoice(provider, model, self.chat_base_url, key, self.chat_retries, self.chat_request_timeout_s)
 
     def chat_limits(self) -> ChatLimits:

@@ -2,7 +2,8 @@
 
 JobError                        (common.job_errors)
 ├── SessionClosed               failed: its session is not known any more
-└── ConversationUnusable        failed: its messages can be neither read nor added to
+├── ConversationUnusable        failed: its messages can be neither read nor added to
+└── UnusableCall                failed: what the model asked for is no call; it is told so, and goes on
 """
 
 from __future__ import annotations
@@ -25,3 +26,9 @@ class ConversationUnusable(JobError):
 
     def __init__(self, cause: ServiceError) -> None:
         super().__init__(f"the turn cannot go on with its conversation: {cause.message}", cause=cause.as_dict())
+
+
+class UnusableCall(JobError):
+    """Ends no job: it stands in the place of a call's result."""
+
+    type = "unusable_call"

@@ -16,11 +16,12 @@ from common import metrics
 from common.bus import Bus
 from common.conversations.message import Message
 from common.conversations.repository import Conversations
-from common.errors import CallerError, StoreUnavailable
+from common.errors import StoreUnavailable
 from common.job_errors import JobError
 from common.log import get
 from common.schema import Job
 from worker.chat.calls import Calls, call_id, not_called
+from worker.chat.errors import UnusableCall
 from worker.chat.history import told
 from worker.chat.limits import ChatLimits
 from worker.chat.story import Story, patiently, session_record
@@ -33,12 +34,6 @@ _log = get(__name__)
 TEXT: Final = "text"
 """The output stream of what the model says."""
 WOUND_UP_WITHIN_S: Final = 20.0
-
-
-class UnusableCall(CallerError):
-    """What the model asked for is no call; it is told so."""
-
-    type = "unusable_call"
 
 
 class TakenOver(Exception):

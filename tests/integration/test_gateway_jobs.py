@@ -291,7 +291,10 @@ async def test_the_status_tells_of_gateway_workers_and_queues(rig: GatewayRig, s
         "durability": {"level": "process", "weaknesses": []},
     }
     assert status["workers"] == [{"id": "w-1", "draining": False, "pools": []}]
-    assert status["queues"] == [{"server": "math", "waiting": 1, "running": 0}]
+    assert status["queues"] == [
+        {"server": "math", "waiting": 1, "running": 0},
+        {"server": "chat", "waiting": 0, "running": 0},
+    ]
 
 
 async def test_the_status_tells_in_what_the_store_is_weaker_than_asked_for(rig: GatewayRig) -> None:

@@ -150,6 +150,9 @@ class DeadLetters:
             job = _job_in(letter)
         except UndecodableMessage as exc:
             raise DeadLetterUnreadable(str(stored.number), exc.message) from exc
+        if job.kind == "chat":
+            # As another job it would not find its steps, and make its calls again.
+            raise DeadLetterUnreadable(str(stored.number), "a chat turn is not run again: send its question again")
         spec = self._catalog.server(job.server)
         now = now_ms()
         again = job.model_copy(

@@ -45,7 +45,7 @@ class Status:
         try:
             async with asyncio.TaskGroup() as tasks:
                 workers = tasks.create_task(_workers(bus))
-                queues = [tasks.create_task(_queue(bus, name)) for name in self._catalog.names()]
+                queues = [tasks.create_task(_queue(bus, name)) for name in (*self._catalog.names(), subjects.CHAT)]
         except* StoreUnavailable:
             lost = True
         if lost:

@@ -1,7 +1,7 @@
 """A provider of models that says what a test wrote down for it, over HTTP as OpenAI and Anthropic do.
 
     async with run_model_server() as server:
-        server.will(Fail(429, retry_after_s=0), Calls([Call("add", {"a": 1})]), Say("It is 1."))
+        server.will(Fail(429, retry_after=0), Calls([Call("add", {"a": 1})]), Say("It is 1."))
         ...                                          # whoever is tested asks server.openai_url or server.anthropic_url
         assert server.requests[-1].body["messages"]  # what it was asked, in order
 
@@ -46,8 +46,8 @@ class Fail:
 
     status: int
     message: str = "no, said the test"
-    retry_after_s: float | None = None
-    """Without it an SDK waits for half a second and more before it tries again."""
+    retry_after: float | str | None = None
+    """Seconds or a date. Without it an SDK waits for half a second and more before it tries again."""
     body: str | None = None
     """Instead of the JSON that the provider has for it."""
 
@@ -154,7 +154,7 @@ class _Answer:
 
     def _failure(self, fail: Fail) -> web.Response:
         body = fail.body or json.dumps(error_body(self._provider, fail.status, fail.message))
-        headers = {} if fail.retry_after_s is None else {"retry-after": str(fail.retry_after_s)}
+        headers = {} if fail.retry_after is None else {"retry-after": str(fail.retry_after)}
         kind = "text/html" if fail.body else "application/json"
         return web.Response(status=fail.status, text=body, content_type=kind, headers=headers)
 

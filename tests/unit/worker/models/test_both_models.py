@@ -12,6 +12,7 @@ from tests.model_wire import Provider
 from tests.unit.worker.models.turn import KEY, Turn, open_turn
 from worker.models.contract import ToolCall, Usage, UserMessage
 from worker.models.errors import ModelInterrupted, ModelRefused, ModelUnavailable
+from worker.models.written import MAX_CHARACTERS
 
 TEXT = 'Grüße, 世界 🙂!\nA line\r\nand\u2028others\x85 \\u00e9 "quoted"'
 CUTS = (1, 2, 3, 4, 5, 6, 7, 64)
@@ -112,9 +113,26 @@ async def test_an_answer_that_was_ended_says_so(server: ModelServer, turn: Turn,
     assert (reply.text, reply.ended) == ("I was about to", ended)
 
 
+@pytest.mark.parametrize("calls", [False, True], ids=["text", "arguments"])
+async def test_an_answer_without_end_is_cut(server: ModelServer, turn: Turn, calls: bool) -> None:
+    """There are servers that do not heed the limit of tokens; what they wrote until then is a reply."""
+    long = "x" * (2 * MAX_CHARACTERS)
+    say = Say("", [Call("add", long)], piece=MAX_CHARACTERS // 4) if calls else Say(long, piece=MAX_CHARACTERS // 4)
+    held = Hold(say, after=9)
+    server.will(held)
+
+    reply = await turn.ask()
+    async with asyncio.timeout(10):
+        await held.left.wait()
+
+    assert reply.ended == "length"
+    written = reply.calls[0].written if calls else reply.text
+    assert MAX_CHARACTERS <= len(written) < len(long)
+
+
 async def test_a_provider_that_is_busy_is_asked_again(server: ModelServer, turn: Turn) -> None:
     """By its SDK, after the time that the provider names."""
-    server.will(Fail(429, retry_after_s=0.01), Fail(500, retry_after_s=0.01), Say("at last"))
+    server.will(Fail(429, retry_after=0.01), Fail(500, retry_after=0.01), Say("at last"))
 
     assert (await turn.ask()).text == "at last"
     assert len(server.requests) == 3
@@ -123,7 +141,7 @@ async def test_a_provider_that_is_busy_is_asked_again(server: ModelServer, turn:
 @pytest.mark.parametrize("status", [429, 500, 503, 529])
 async def test_a_provider_that_stays_busy_is_unavailable(server: ModelServer, turn: Turn, status: int) -> None:
     """After the SDK's tries; the turn may be tried again later."""
-    server.will(*[Fail(status, "too many", retry_after_s=0.01)] * 3)
+    server.will(*[Fail(status, "too many", retry_after=0.01)] * 3)
 
     with pytest.raises(ModelUnavailable, match=f"HTTP {status}: too many") as refusal:
         await turn.ask()
@@ -131,6 +149,19 @@ async def test_a_provider_that_stays_busy_is_unavailable(server: ModelServer, tu
     assert refusal.value.data["status"] == status
     assert refusal.value.retryable
     assert (len(server.requests), turn.told) == (3, [])
+
+
+@pytest.mark.parametrize("wait", ["31", "86400", "inf", "nan", "Fri, 01 Jan 2100 00:00:00 GMT"])
+async def test_a_provider_that_wants_a_long_wait_is_unavailable_at_once(
+    server: ModelServer, turn: Turn, wait: str
+) -> None:
+    """A job does not sleep for what a header says: who asked is told, and asks again."""
+    server.will(Fail(429, "come back tomorrow", retry_after=wait))
+
+    with pytest.raises(ModelUnavailable, match="come back tomorrow"):
+        await turn.ask()
+
+    assert len(server.requests) == 1
 
 
 async def test_a_wrong_key_is_refused_without_telling_it(server: ModelServer, turn: Turn) -> None:
@@ -273,6 +304,21 @@ async def test_the_key_and_the_model_are_sent(server: ModelServer, turn: Turn, p
     assert turn.model.name == f"{provider}:m-1"
     assert (asked.provider, asked.body["model"], asked.body["stream"]) == (provider, "m-1", True)
     assert KEY in (asked.headers.get("x-api-key") or asked.headers["authorization"])
+
+
+async def test_a_server_without_keys_is_sent_nobody_elses(
+    server: ModelServer, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDKs would look into the environment, which may hold the key of another provider."""
+    monkeypatch.setenv(f"{provider.upper()}_API_KEY", KEY)
+    server.will(Say("x"), Fail(404, "there is none of that name"))
+
+    async with open_turn(server, provider, api_key="") as turn:
+        await turn.ask()
+        with pytest.raises(ModelRefused, match="there is none of that name"):
+            await turn.ask()
+
+    assert KEY not in str(server.requests)
 
 
 async def test_half_a_character_does_not_pass(server: ModelServer, turn: Turn) -> None:

@@ -33,8 +33,14 @@ class Turn:
 
 @asynccontextmanager
 async def open_turn(
-    server: ModelServer, provider: Provider, *, base_url: str | None = None, retries: int = 2, timeout_s: float = 10
+    server: ModelServer,
+    provider: Provider,
+    *,
+    base_url: str | None = None,
+    api_key: str = KEY,
+    retries: int = 2,
+    timeout_s: float = 10,
 ) -> AsyncIterator[Turn]:
     url = base_url or (server.openai_url if provider == "openai" else server.anthropic_url)
-    async with open_model(ModelChoice(provider, "m-1", url, KEY, retries, timeout_s)) as model:
+    async with open_model(ModelChoice(provider, "m-1", url, api_key, retries, timeout_s)) as model:
         yield Turn(model)

@@ -19,13 +19,13 @@ from anthropic import (
     APITimeoutError,
     AsyncAnthropic,
     AsyncStream,
+    DefaultAsyncHttpxClient,
     Timeout,
 )
 from anthropic.types import MessageDeltaUsage, RawMessageStreamEvent
 from anthropic.types import Usage as StartUsage
 
 from common.schema import nearest
-from worker.models.arguments import made_call, sent_back
 from worker.models.contract import (
     AssistantMessage,
     ModelMessage,
@@ -38,6 +38,8 @@ from worker.models.contract import (
     UserMessage,
 )
 from worker.models.failures import Failures
+from worker.models.retry_after import no_long_wait
+from worker.models.written import MAX_CHARACTERS, made_call, sent_back
 
 BASE_URL = "https://api.anthropic.com"
 LAST_BYTES_S = 0.1
@@ -61,8 +63,13 @@ class AnthropicModel:
         self._model = model
         self._failures = Failures(self.name, api_key, timeout_s)
         url = base_url or BASE_URL
-        timeout = Timeout(timeout_s, connect=connect_s)
-        self._client = AsyncAnthropic(api_key=api_key, base_url=url, max_retries=retries, timeout=timeout)
+        self._client = AsyncAnthropic(
+            api_key=api_key,
+            base_url=url,
+            max_retries=retries,
+            timeout=Timeout(timeout_s, connect=connect_s),
+            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [no_long_wait]}),
+        )
         self._messages = self._client.messages  # imports more of the SDK
 
     async def reply(
@@ -78,6 +85,8 @@ class AnthropicModel:
             async for event in events:
                 if piece := answer.take(event):
                     await tell(piece)
+                if answer.characters > MAX_CHARACTERS:
+                    return answer.made(cut=True)
         return answer.made()
 
     async def close(self) -> None:
@@ -140,6 +149,7 @@ class _Answer:
     """One answer, put together from its events. Thinking, and events that are newer than this, are passed over."""
 
     def __init__(self) -> None:
+        self.characters = 0
         self._text: list[str] = []
         self._blocks: dict[int, _Block] = {}
         self._input_tokens = 0
@@ -153,6 +163,7 @@ class _Answer:
                 return self._more(event.delta.text)
             if event.delta.type == "input_json_delta" and event.index in self._blocks:
                 self._blocks[event.index].written += event.delta.partial_json
+                self.characters += len(event.delta.partial_json)
         elif event.type == "content_block_start":
             block = event.content_block
             if block.type == "text":
@@ -166,17 +177,18 @@ class _Answer:
             self._count(event.usage)
         return ""
 
-    def made(self) -> Reply:
+    def made(self, *, cut: bool = False) -> Reply:
         return Reply(
             "".join(self._text),
             tuple(block.made() for block in self._blocks.values()),
             Usage(self._input_tokens, self._output_tokens),
-            _ENDED.get(self._stop, "whole"),
+            "length" if cut else _ENDED.get(self._stop, "whole"),
         )
 
     def _more(self, text: str) -> str:
         text = nearest(text)
         self._text.append(text)
+        self.characters += len(text)
         return text
 
     def _count(self, told: StartUsage | MessageDeltaUsage | None) -> None:

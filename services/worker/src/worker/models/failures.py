@@ -10,6 +10,8 @@ from worker.models.errors import ModelInterrupted, ModelRefused, ModelUnavailabl
 
 MAX_CHARACTERS = 300
 """Of a provider's own words."""
+SECRET_CHARACTERS = 8
+"""A shorter key is none: servers without keys are given words such as EMPTY, and speak of them."""
 
 _LATER = {408, 409, 425, 429}
 """Beside 5xx, what another time may be answered otherwise. The SDKs try most of them again themselves."""
@@ -66,7 +68,7 @@ class Failures:
         return self._short(str(cause)) or type(cause).__name__
 
     def _short(self, text: str) -> str:
-        if self.key:
+        if len(self.key) >= SECRET_CHARACTERS:
             text = text.replace(self.key, "…")
         text = nearest(" ".join(text.split()))
         return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + "…"

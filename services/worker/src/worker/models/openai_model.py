@@ -21,6 +21,7 @@ from openai import (
     APITimeoutError,
     AsyncOpenAI,
     AsyncStream,
+    DefaultAsyncHttpxClient,
     OpenAIError,
     Timeout,
 )
@@ -29,7 +30,6 @@ from openai.types.chat import ChatCompletionChunk
 from openai.types.chat.chat_completion_chunk import ChoiceDeltaToolCall
 
 from common.schema import nearest
-from worker.models.arguments import made_call, sent_back
 from worker.models.contract import (
     AssistantMessage,
     ModelMessage,
@@ -42,6 +42,8 @@ from worker.models.contract import (
     UserMessage,
 )
 from worker.models.failures import Failures
+from worker.models.retry_after import no_long_wait
+from worker.models.written import MAX_CHARACTERS, made_call, sent_back
 
 BASE_URL = "https://api.openai.com/v1"
 _TAKE_NEW_LIMIT = ("openai.com", "azure.com")
@@ -60,7 +62,11 @@ class OpenAIModel:
         """What the server calls the limit of tokens."""
         self._failures = Failures(self.name, api_key, timeout_s)
         self._client = AsyncOpenAI(
-            api_key=api_key, base_url=url, max_retries=retries, timeout=Timeout(timeout_s, connect=connect_s)
+            api_key=api_key,
+            base_url=url,
+            max_retries=retries,
+            timeout=Timeout(timeout_s, connect=connect_s),
+            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [no_long_wait]}),
         )
         self._completions = self._client.chat.completions  # imports more of the SDK
 
@@ -70,34 +76,16 @@ class OpenAIModel:
         request: dict[str, Any] = {"messages": encode_messages(system, messages), self.limit_field: max_tokens}
         if tools:
             request["tools"] = [encode_tool(tool) for tool in tools]
-        text: list[str] = []
-        calls = _Calls()
-        usage: CompletionUsage | None = None
-        finish = ""
-        refused = False
+        answer = _Answer()
         async with await self._begun(request) as stream, aclosing(self._chunks(stream)) as chunks:
             async for chunk in chunks:
-                usage = chunk.usage or usage
-                # Those of the last one, which tells the usage, are empty; some servers leave them out.
-                for choice in (chunk.choices or ())[:1]:
-                    finish = choice.finish_reason or finish
-                    if choice.delta is None:
-                        continue
-                    for delta in choice.delta.tool_calls or ():
-                        calls.add(delta)
-                    refused = refused or bool(choice.delta.refusal)
-                    if piece := choice.delta.content or choice.delta.refusal:
-                        text.append(nearest(piece))
-                        await tell(text[-1])
-        if not finish:
+                if piece := answer.take(chunk):
+                    await tell(piece)
+                if answer.characters > MAX_CHARACTERS:
+                    return answer.made(cut=True)
+        if not answer.finished:
             raise self._failures.cut_short()
-        refused = refused or finish == "content_filter"
-        return Reply(
-            "".join(text),
-            calls.made(),
-            Usage(usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else Usage(),
-            "refused" if refused else "length" if finish == "length" else "whole",
-        )
+        return answer.made()
 
     async def close(self) -> None:
         await self._client.close()
@@ -138,31 +126,67 @@ class _Call:
     written: str = ""
 
 
-class _Calls:
-    """The tool calls of one answer, put together from their deltas."""
+class _Answer:
+    """One answer, put together from its chunks."""
 
     def __init__(self) -> None:
-        self._all: list[_Call] = []
+        self.characters = 0
+        self._text: list[str] = []
+        self._calls: list[_Call] = []
         self._by_index: dict[int | None, _Call] = {}
+        self._usage: CompletionUsage | None = None
+        self._finish = ""
+        self._refused = False
 
-    def add(self, delta: ChoiceDeltaToolCall) -> None:
+    @property
+    def finished(self) -> bool:
+        return bool(self._finish)
+
+    def take(self, chunk: ChatCompletionChunk) -> str:
+        """The piece of text in `chunk`. Of what the SDK's types say is there, anything may be missing."""
+        self._usage = chunk.usage or self._usage
+        if not chunk.choices:  # as in the last one, which tells the usage
+            return ""
+        choice = chunk.choices[0]
+        self._finish = choice.finish_reason or self._finish
+        if choice.delta is None:
+            return ""
+        for delta in choice.delta.tool_calls or ():
+            self._add(delta)
+        self._refused = self._refused or bool(choice.delta.refusal)
+        piece: str = nearest(choice.delta.content or choice.delta.refusal or "")
+        self._text.append(piece)
+        self.characters += len(piece)
+        return piece
+
+    def made(self, *, cut: bool = False) -> Reply:
+        refused = self._refused or self._finish == "content_filter"
+        used = self._usage
+        return Reply(
+            "".join(self._text),
+            tuple(
+                made_call(call.id or f"call-{number}", call.name, call.written)
+                for number, call in enumerate(self._calls, 1)
+            ),
+            Usage(used.prompt_tokens or 0, used.completion_tokens or 0) if used else Usage(),
+            "refused" if refused else "length" if cut or self._finish == "length" else "whole",
+        )
+
+    def _add(self, delta: ChoiceDeltaToolCall) -> None:
         name = (delta.function and delta.function.name) or ""
-        index: int | None = delta.index  # whatever the SDK's type says
+        written = (delta.function and delta.function.arguments) or ""
+        index: int | None = delta.index
         call = self._by_index.get(index)
         # Another id alone begins none: there are servers that make a new one for each delta.
         another = name and call and ((call.id and delta.id and delta.id != call.id) or (index is None and not delta.id))
         if call is None or another:
             call = self._by_index[index] = _Call()
-            self._all.append(call)
+            self._calls.append(call)
         call.id = call.id or delta.id or ""
         if name != call.name:
             call.name += name
-        call.written += (delta.function and delta.function.arguments) or ""
-
-    def made(self) -> tuple[ToolCall, ...]:
-        return tuple(
-            made_call(call.id or f"call-{number}", call.name, call.written) for number, call in enumerate(self._all, 1)
-        )
+        call.written += written
+        self.characters += len(name) + len(written)
 
 
 def encode_tool(tool: ToolOffer) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class ModelChoice:
     api_key: str = field(repr=False)
     """Empty for a server that asks for none."""
     retries: int
-    """After the first request, while no answer has begun; each waits up to 8 s, or what the provider says (2 min)."""
+    """After the first request, while no answer has begun; each after up to 8 s, or 30 s if the provider says so."""
     timeout_s: float
     """How long the provider may say nothing: before its answer and in its middle."""
 

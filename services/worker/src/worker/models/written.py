@@ -1,4 +1,4 @@
-"""The arguments of a tool call as models write them: JSON most of the time. No I/O."""
+"""What models write: how much of it is taken, and the arguments of tool calls, which are JSON most of the time."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import msgpack
 from common.schema import nearest
 from worker.models.contract import ToolCall
 
+MAX_CHARACTERS = 1024**2
+"""Of one answer, text and arguments: there are servers that do not heed the limit of tokens and write without end."""
 NOT_JSON = "not_json"
 """Under this name stands, in an object, what a model wrote that was none: providers take only objects back."""
 

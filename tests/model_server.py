@@ -38,6 +38,8 @@ class Asked:
     headers: dict[str, str]
     """By names in lower case."""
     body: dict[str, Any]
+    peer: tuple[str, int]
+    """Where the client's end of the connection is."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Fail:
     """Seconds or a date. Without it an SDK waits for half a second and more before it tries again."""
     body: str | None = None
     """Instead of the JSON that the provider has for it."""
+    breaks: bool = False
+    """The connection is closed in the middle of the body."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,8 @@ class ModelServer:
         if provider is None or request.method != "POST":
             return web.json_response({"error": {"message": f"no such path: {request.path}"}}, status=404)
         headers = {name.lower(): value for name, value in request.headers.items()}
-        asked = Asked(provider, request.path, headers, json.loads(await request.read()))
+        peer = request.transport.get_extra_info("peername") if request.transport else ("", 0)
+        asked = Asked(provider, request.path, headers, json.loads(await request.read()), peer)
         self.requests.append(asked)
         if self._script:
             item = self._script.popleft()
@@ -139,24 +144,30 @@ class _Answer:
     async def give(self, item: Item) -> web.StreamResponse:
         match item:
             case Fail():
-                return self._failure(item)
+                return await self._fail(item)
             case Say():
                 await self._send(self._events(item), item.cut)
             case Events(data):
                 await self._send([encoded(self._provider, event) for event in data])
             case Break(after, say, clean):
                 await self._send(self._events(say)[:after], say.cut)
-                if not clean and self._request.transport:
-                    self._request.transport.close()
+                if not clean:
+                    self._close()
             case Hold():
                 await self._hold(item)
         return self._response
 
-    def _failure(self, fail: Fail) -> web.Response:
-        body = fail.body or json.dumps(error_body(self._provider, fail.status, fail.message))
-        headers = {} if fail.retry_after is None else {"retry-after": str(fail.retry_after)}
-        kind = "text/html" if fail.body else "application/json"
-        return web.Response(status=fail.status, text=body, content_type=kind, headers=headers)
+    async def _fail(self, fail: Fail) -> web.StreamResponse:
+        body = (fail.body or json.dumps(error_body(self._provider, fail.status, fail.message))).encode()
+        headers = {"content-type": "text/html" if fail.body else "application/json"}
+        if fail.retry_after is not None:
+            headers["retry-after"] = str(fail.retry_after)
+        if not fail.breaks:
+            return web.Response(status=fail.status, body=body, headers=headers)
+        self._response = web.StreamResponse(status=fail.status, headers=headers)
+        await self._send([body[: len(body) // 2]])
+        self._close()
+        return self._response
 
     async def _hold(self, hold: Hold) -> None:
         events = self._events(hold.say)
@@ -169,6 +180,11 @@ class _Answer:
             hold.left.set()
             raise
         await self._send(events[hold.after :], hold.say.cut)
+
+    def _close(self) -> None:
+        """What was written is sent, without the end of the body."""
+        if self._request.transport:
+            self._request.transport.close()
 
     def _events(self, say: Say) -> list[bytes]:
         return wire_events(self._provider, say, self._model)

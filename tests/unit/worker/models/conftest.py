@@ -11,5 +11,7 @@ from tests.model_server import ModelServer, run_model_server
 
 @pytest.fixture
 async def server() -> AsyncIterator[ModelServer]:
+    """A provider whose script each test uses up."""
     async with run_model_server() as running:
         yield running
+        assert running.left_over == 0

@@ -197,6 +197,33 @@ async def test_a_page_of_a_proxy_is_not_quoted(server: ModelServer, provider: Pr
             await turn.ask()
 
 
+@pytest.mark.parametrize("status", [400, 503])
+async def test_an_error_that_breaks_off_is_one_of_the_connection(
+    server: ModelServer, provider: Provider, status: int
+) -> None:
+    """What the provider had to say is not known."""
+    server.will(Fail(status, breaks=True))
+
+    async with open_turn(server, provider, retries=0) as turn:
+        with pytest.raises(ModelUnavailable):
+            await turn.ask()
+
+
+async def test_what_no_json_can_say_is_refused(server: ModelServer, turn: Turn) -> None:
+    """Nothing is sent."""
+    with pytest.raises(ModelRefused):
+        await turn.ask(UserMessage("half a pair: \ud83d"))
+
+    assert server.requests == []
+
+
+async def test_a_request_beyond_the_script_is_told(server: ModelServer, provider: Provider) -> None:
+    """Of the tests' own server: who wrote too short a script reads it in the failure."""
+    async with open_turn(server, provider, retries=0) as turn:
+        with pytest.raises(ModelUnavailable, match="script has no answer to request 1"):
+            await turn.ask()
+
+
 @pytest.mark.parametrize("clean", [False, True], ids=["cut", "ended"])
 @pytest.mark.parametrize("after", [1, 3, 5])
 async def test_an_answer_that_breaks_off_is_interrupted(
@@ -293,6 +320,16 @@ async def test_a_base_url_may_have_a_path(server: ModelServer, provider: Provide
 
     end = {"openai": "/chat/completions", "anthropic": "/v1/messages"}[provider]
     assert [asked.path for asked in server.requests] == [f"/proxy/team{end}"] * 2
+
+
+async def test_the_connection_is_used_again(server: ModelServer, turn: Turn) -> None:
+    """To open one takes several times the way to the provider."""
+    server.will(Say("x"), Say("y", [Call("add", {})]), Say("z"))
+
+    for _ in range(3):
+        await turn.ask()
+
+    assert len({asked.peer for asked in server.requests}) == 1
 
 
 async def test_the_key_and_the_model_are_sent(server: ModelServer, turn: Turn, provider: Provider) -> None:

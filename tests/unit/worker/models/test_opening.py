@@ -54,9 +54,12 @@ def test_a_key_that_no_header_can_carry_is_refused_untold(key: str) -> None:
     assert "secret" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("url", ["", "localhost:11434/v1", "ftp://host", "http:///v1"])
+@pytest.mark.parametrize(
+    "url", ["", "localhost:11434/v1", "ftp://host", "http:///v1", "http://host:0", "http://host:65536", "http://["]
+)
 def test_a_base_url_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="base URL is http"):
+    """When the worker starts, and not at the first turn."""
+    with pytest.raises(ValueError, match=r"base URL is http|[Pp]ort|IPv6"):
         choice(base_url=url)
 
 

@@ -102,9 +102,9 @@ class AnthropicModel:
             raise self._failures.of_status(exc.status_code, exc.body) from exc
         except APITimeoutError as exc:
             raise self._failures.of_silence(exc) from exc
-        except APIConnectionError as exc:
+        except (APIConnectionError, httpx2.HTTPError) as exc:  # the latter where an error's body breaks off
             raise self._failures.of_connection(exc) from exc
-        except AnthropicError as exc:
+        except (AnthropicError, ValueError) as exc:  # the latter of what no JSON can say
             raise self._failures.of_request(exc) from exc
         return stream
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
 from openai import (
     APIConnectionError,
     APIError,
@@ -100,9 +101,9 @@ class OpenAIModel:
             raise self._failures.of_status(exc.status_code, exc.body) from exc
         except APITimeoutError as exc:
             raise self._failures.of_silence(exc) from exc
-        except APIConnectionError as exc:
+        except (APIConnectionError, httpx2.HTTPError) as exc:  # the latter where an error's body breaks off
             raise self._failures.of_connection(exc) from exc
-        except OpenAIError as exc:
+        except (OpenAIError, ValueError) as exc:  # the latter of what no JSON can say
             raise self._failures.of_request(exc) from exc
         return stream
 

@@ -63,7 +63,7 @@ class ModelChoice:
             raise ValueError("the model's API key has characters, such as a space or a line break, that no key has")
         if self.base_url is not None:
             url = urlsplit(self.base_url)
-            if url.scheme not in ("http", "https") or not url.hostname:
+            if url.scheme not in ("http", "https") or not url.hostname or url.port == 0:
                 raise ValueError(f"the model's base URL is http:// or https:// with a host, not {self.base_url!r}")
 
 

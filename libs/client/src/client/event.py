@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from client.errors import ProtocolFault
 
-EventType = Literal["queued", "started", "progress", "output", "retrying", "cancelling", "result"]
+EventType = Literal["queued", "started", "progress", "output", "step", "decision", "retrying", "cancelling", "result"]
 Outcome = Literal["succeeded", "failed", "cancelled", "timed_out", "outcome_unknown", "dead_lettered"]
 
 

@@ -23,7 +23,7 @@ from worker.chat.limits import ChatLimits
 from worker.chat.server import serve_chat
 from worker.heartbeat import Heartbeat
 from worker.models.contract import ChatModel
-from worker.models.opening import ModelChoice, open_model
+from worker.models.opening import ModelChoice, Provider, open_model
 from worker.output_stream import OutputLimits
 from worker.recording import Recording
 from worker.runner import Runner
@@ -155,10 +155,13 @@ class ChatRig:
         self._owned.append(self._tasks.create_task(server.serve(answer)))
         return server
 
-    async def worker(self, limits: ChatLimits = LIMITS, *, model: bool = True) -> Worker:
+    async def worker(self, limits: ChatLimits = LIMITS, provider: Provider | None = "openai") -> Worker:
+        """Without a provider it has no model."""
         worker = Worker()
-        url = self.provider.openai_url
-        choice = ModelChoice("openai", "test", url, "sk-secret", retries=1, timeout_s=DEADLINE_S) if model else None
+        choice = None
+        if provider is not None:
+            url = self.provider.openai_url if provider == "openai" else self.provider.anthropic_url
+            choice = ModelChoice(provider, "test", url, "sk-secret", retries=1, timeout_s=DEADLINE_S)
         await worker.start(self._tasks, self._url, choice, limits)
         self._workers.append(worker)
         return worker

@@ -11,8 +11,9 @@ import pytest
 from common.chat_errors import TurnInProgress
 from common.schema import Job
 from tests.model_server import Break, Call, Calls, Fail, Hold, Say
-from tests.unit.common.bus_rig import SESSION
+from tests.unit.common.bus_rig import SESSION, counted, until
 from tests.unit.worker.chat.rig import LIMITS, ChatRig, text_result, told_to_model
+from worker.models.contract import Usage
 
 
 async def add(job: Job) -> dict[str, Any]:
@@ -78,6 +79,54 @@ async def test_calls_of_one_answer_run_at_once_as_jobs_of_the_session(rig: ChatR
     assert [message["content"] for message in told] == ["slow", "quick"]
     assert [message["tool_call_id"] for message in told] == [call["job"] for call in step.data["calls"]]
     assert events[-1].data["result"]["content"][0]["text"] == "Done."
+
+
+async def test_a_turn_is_the_same_with_another_provider(rig: ChatRig) -> None:
+    """Its calls and their results in that provider's words."""
+    rig.tool_server("math", add)
+    await rig.worker(provider="anthropic")
+    rig.provider.will(Calls([Call("math__add", {"a": 1, "b": 2})], text="I add."), Say("Three."))
+    turn = await rig.send("What is 1 + 2?")
+    end = await rig.end_of(turn)
+
+    assert end["result"]["content"][0]["text"] == "Three."
+    question, asked, answered = rig.provider.requests[-1].body["messages"]
+    assert question["role"] == "user"
+    assert [block["type"] for block in asked["content"]] == ["text", "tool_use"]
+    assert answered["content"][0]["tool_use_id"] == asked["content"][1]["id"]
+    assert "3" in str(answered["content"][0]["content"])
+
+
+async def test_the_tokens_of_a_turn_are_counted_over_all_its_answers(rig: ChatRig) -> None:
+    """In its result, in its messages and as a metric."""
+    before = counted("chat_tokens_total", model="openai:test", direction="input")
+    rig.tool_server("math", add)
+    await rig.worker()
+    rig.provider.will(
+        Calls([Call("math__add", {"a": 1, "b": 2})], usage=Usage(100, 10)), Say("Three.", usage=Usage(200, 20))
+    )
+    end = await rig.end_of(await rig.send("go"))
+
+    assert end["result"]["structuredContent"]["usage"] == {"input_tokens": 300, "output_tokens": 30}
+    answers = [message for message in await rig.messages() if message["role"] == "assistant"]
+    assert [answer["usage"]["input_tokens"] for answer in answers] == [100, 200]
+    assert counted("chat_tokens_total", model="openai:test", direction="input") == before + 300
+
+
+async def test_a_turn_that_takes_too_long_ends_and_so_do_its_calls(rig: ChatRig) -> None:
+    """Its time is that of all its answers and calls."""
+
+    async def run(job: Job) -> dict[str, Any]:
+        await until(lambda: rig.bus.cancel_requested(job.session, job.id))
+        return {"outcome": "cancelled"}
+
+    tools = rig.tool_server("math", run)
+    await rig.worker()
+    rig.provider.will(Calls([Call("math__add", {})]))
+    end = await rig.end_of(await rig.send("go", timeout_ms=500))
+
+    assert (end["outcome"], end["error"]["type"]) == ("timed_out", "job_timeout")
+    assert (await rig.events(tools.jobs[0].id))[-1].data["outcome"] == "cancelled"
 
 
 async def test_a_turn_whose_worker_is_lost_goes_on_from_its_last_stored_step(rig: ChatRig) -> None:
@@ -156,12 +205,9 @@ async def test_what_the_model_makes_up_becomes_no_job_and_is_told_to_it(rig: Cha
 
 async def test_a_cancel_ends_the_turn_and_its_calls(rig: ChatRig) -> None:
     """What was said until then is in the conversation."""
-    never = asyncio.Event()
 
     async def run(job: Job) -> dict[str, Any]:
-        while not await rig.bus.cancel_requested(job.session, job.id):
-            await asyncio.sleep(0.01)
-        never.set()
+        await until(lambda: rig.bus.cancel_requested(job.session, job.id))
         return {"outcome": "cancelled"}
 
     tools = rig.tool_server("math", run)
@@ -175,7 +221,6 @@ async def test_a_cancel_ends_the_turn_and_its_calls(rig: ChatRig) -> None:
 
     assert end["outcome"] == "cancelled"
     assert (await rig.events(call.id))[-1].data["outcome"] == "cancelled"
-    assert never.is_set()
     said, result = (await rig.messages())[1:]
     assert said["content"] == "I shall add."
     assert (result["role"], result["outcome"]) == ("tool", "cancelled")
@@ -274,7 +319,7 @@ async def test_a_call_of_a_tool_that_asks_waits_for_the_user(rig: ChatRig, appro
 
 async def test_without_a_model_a_turn_ends_with_an_error_that_says_what_to_set(rig: ChatRig) -> None:
     """At once."""
-    await rig.worker(model=False)
+    await rig.worker(provider=None)
     end = await rig.end_of(await rig.send("go"))
 
     assert (end["outcome"], end["error"]["type"]) == ("failed", "no_model")

@@ -45,7 +45,7 @@ type: $(STAMP) ## check types, strictly
 	@$(BIN)/mypy
 
 test-unit: $(STAMP) ## run the fast tests, which need no Docker
-	@$(BIN)/pytest tests/unit $(PYTEST_FLAGS)
+	@$(BIN)/pytest tests/unit -n auto $(PYTEST_FLAGS)
 
 test: $(STAMP) ## run all tests
 	@$(WITH_ENGINE) sh -c '$(IMAGES) --with-tests && exec timeout --foreground -s INT -k 30 $(TEST_DEADLINE) $(BIN)/pytest $(PYTEST_FLAGS)'

@@ -91,7 +91,7 @@ def _title(message: dict[str, Any]) -> str:
 
 
 def _body(message: dict[str, Any]) -> list[str]:
-    lines = _fenced(json.dumps(message["arguments"], ensure_ascii=False)) if message.get("arguments") else []
+    lines = _fenced(_arguments(message)) if message.get("arguments") else []
     content = message.get("content", "")
     for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
         text = part.get("text") if isinstance(part, dict) else part
@@ -101,7 +101,13 @@ def _body(message: dict[str, Any]) -> list[str]:
             lines += _fenced(text) if message.get("role") == "tool" else [text, ""]
         else:
             lines += [f"*{part.get('type', 'part') if isinstance(part, dict) else 'part'}*", ""]
+    for call in message.get("calls") or ():
+        lines += [f"*calls {call.get('server')}/{call.get('tool')}:*", "", *_fenced(_arguments(call))]
     return lines
+
+
+def _arguments(of: dict[str, Any]) -> str:
+    return json.dumps(of["arguments"], ensure_ascii=False)
 
 
 def _fenced(text: str) -> list[str]:

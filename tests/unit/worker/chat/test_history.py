@@ -58,6 +58,23 @@ def test_a_call_that_the_user_made_is_told_as_the_users() -> None:
     assert found == UserMessage('[The user has called time/now with {"tz": "UTC"}]\nnoon')
 
 
+def test_messages_of_a_conversation_that_came_from_elsewhere_are_told_too() -> None:
+    """They have none of our fields."""
+    found = history(
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "time?"},
+        {"role": "assistant", "content": "noon"},
+        {"role": "tool", "content": "12:00", "tool_call_id": "x"},
+    )
+
+    assert found == [
+        UserMessage("Be kind."),
+        UserMessage("time?"),
+        AssistantMessage("noon"),
+        UserMessage("[A tool has answered]\n12:00"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("part", "said"),
     [

@@ -55,7 +55,9 @@ def _of_assistant(message: Message, results: dict[str, Message], result_chars: i
 
 
 def _of_direct_call(message: Message, result_chars: int) -> str:
-    what = f"{message.get('server')}/{message.get('tool')}"
+    if "server" not in message:  # of a conversation that came from elsewhere
+        return f"[A tool has answered]\n{result_text(message, result_chars)}"
+    what = f"{message['server']}/{message.get('tool')}"
     arguments = json.dumps(message.get("arguments", {}), ensure_ascii=False, default=str)
     return f"[The user has called {what} with {arguments[:result_chars]}]\n{result_text(message, result_chars)}"
 
@@ -68,7 +70,7 @@ def result_text(message: Message, limit: int) -> str:
         text = f"{UNKNOWN}\n{_said(error)}"
     elif isinstance(error, dict):
         text = f"{_said(error)}\n{text}".rstrip()
-    elif message.get("outcome") not in ("succeeded", "failed") and not text:
+    elif message.get("outcome") not in (None, "succeeded", "failed") and not text:
         text = f"the call was {message.get('outcome')}"
     if len(text) > limit:
         whole = f"{len(text)} characters"

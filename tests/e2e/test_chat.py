@@ -115,6 +115,7 @@ async def test_a_model_calls_real_tools_through_a_killed_worker_and_its_answer_r
         end = await user.until(turn, "result")
         await cluster.until_settled()
         messages = await user.conversation()
+        markdown = await http.get(f"/sessions/{session.id}/conversation", headers={"Accept": "text/markdown"})
         await cluster.gone(orphans)
 
     assert call["ask"] is True
@@ -129,6 +130,7 @@ async def test_a_model_calls_real_tools_through_a_killed_worker_and_its_answer_r
     assert (time["server"], time["outcome"]) == ("time", "succeeded")
     assert "UTC" in time["content"][0]["text"]
     assert (echo["server"], echo["outcome"]) == ("fixture", "succeeded")
+    assert "*calls time/get_current_time:*" in markdown.text
     asked_last = provider.requests[-1].body["messages"]
     assert [each["role"] for each in asked_last] == ["user", "assistant", "tool", "assistant", "tool"]
     assert provider.requests[-1].headers["authorization"] == "Bearer sk-not-to-be-seen"

@@ -16,6 +16,7 @@ import common.chat_errors
 import common.errors
 import common.job_errors
 import common.schema
+import gateway.import_errors
 import gateway.problem
 import worker.chat.errors
 import worker.errors
@@ -196,6 +197,7 @@ def errors() -> set[type[ServiceError]]:
         common.chat_errors,
         common.job_errors,
         common.catalog,
+        gateway.import_errors,
         gateway.problem,
         worker.errors,
         worker.files_errors,

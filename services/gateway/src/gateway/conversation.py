@@ -8,9 +8,13 @@ from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any, Final
 
-from common.conversations.message import Part
+from common.conversations.message import Message, Part
 from common.errors import OperatorsOnly
+from common.log import get
+from gateway.conversation_import import import_messages
 from gateway.store import Store
+
+_log = get(__name__)
 
 DEFAULT_MESSAGES: Final = 100
 MAX_MESSAGES: Final = 1_000
@@ -32,9 +36,11 @@ class Conversation:
             StoreUnavailable
         """
         page = await self._store.conversations.messages(session, after=after, limit=limit)
+        numbered = [(each.number, each.message) for each in page.messages]
+        # A message that came from elsewhere may have a field `number` of its own: the place in here is told.
         return {
             "session": session,
-            "messages": [{"number": each.number, **_shown(each.message)} for each in page.messages],
+            "messages": [{"number": n} | _shown(message) | {"number": n} for n, message in numbered],
             "faults": [fault.as_dict() for fault in page.faults],
             "after": page.messages[-1].number if page.more else None,
         }
@@ -53,9 +59,31 @@ class Conversation:
             OperatorsOnly: if the tenant is none: the dictionary holds pieces of everybody's messages.
             TooFewMessages, StoreUnavailable: as `Conversations.train_dictionary()`.
         """
-        if tenant not in self._operators:
-            raise OperatorsOnly("conversations/train_dictionary")
+        self.require_operator(tenant, "conversations/train_dictionary")
         return {"version": await self._store.conversations.train_dictionary()}
+
+    async def bring(
+        self, session: str, messages: list[Message], *, after: int, ttl_s: float | None, by: str
+    ) -> dict[str, Any]:
+        """Messages from elsewhere, behind number `after`; without `ttl_s` kept as long as a session. `by` is the
+        operator.
+
+        Raises:
+            ServiceError: as `import_messages()`.
+        """
+        kept_s = ttl_s or self._store.bus.limits.session_ttl_s
+        told = await import_messages(self._store, session, messages, after=after, ttl_s=kept_s)
+        if told["added"]:
+            _log.info("messages were imported", session=session, added=told["added"], last=told["last"], by=by)
+        return told
+
+    def require_operator(self, tenant: str, method: str) -> None:
+        """
+        Raises:
+            OperatorsOnly: if the tenant is none.
+        """
+        if tenant not in self._operators:
+            raise OperatorsOnly(method)
 
 
 def _shown(value: Any) -> Any:

@@ -59,6 +59,7 @@ RESOURCES: Final = (
     Resource("GET", "/sessions/{session}/conversation", "conversation/get", has_query=True, markdown=as_markdown),
     Resource("DELETE", "/sessions/{session}/conversation", "conversation/delete"),
     Resource("POST", "/conversations/dictionaries", "conversations/train_dictionary", 201),
+    Resource("POST", "/conversations/import", "conversations/import", has_body=True),
     Resource("GET", "/sessions/{session}/jobs/{job}", "job/get"),
     Resource("DELETE", "/sessions/{session}/jobs/{job}", "job/cancel", 202),
     Resource("POST", "/sessions/{session}/servers/{server}/files/put", "files/put", 202, has_body=True),

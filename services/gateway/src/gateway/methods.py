@@ -139,6 +139,18 @@ class Methods:
     async def _train_dictionary(self, caller: Caller, params: given.NoParams) -> Result:
         return await self._conversation.train_dictionary(caller.tenant)
 
+    async def _import_messages(self, caller: Caller, params: given.ImportParams) -> Result:
+        self._conversation.require_operator(caller.tenant, "conversations/import")
+        ttl_s = params.ttl_s
+        session = await self._sessions.adopt(params.tenant, params.session, conversation_ttl_s=ttl_s)
+        return await self._conversation.bring(
+            params.session,
+            params.messages,
+            after=params.after,
+            ttl_s=ttl_s or session.conversation_ttl_s,
+            by=caller.tenant,
+        )
+
     async def _get_job(self, caller: Caller, params: given.JobParams) -> Result:
         await self._sessions.require(caller.tenant, params.session)
         return await self._jobs.get(params.session, params.job)
@@ -194,6 +206,7 @@ METHODS: Final[dict[str, tuple[type[given.Params], Callable[[Methods, Caller, An
     "conversation/get": (given.ConversationParams, Methods._get_conversation),
     "conversation/delete": (given.SessionParams, Methods._delete_conversation),
     "conversations/train_dictionary": (given.NoParams, Methods._train_dictionary),
+    "conversations/import": (given.ImportParams, Methods._import_messages),
     "job/get": (given.JobParams, Methods._get_job),
     "job/cancel": (given.JobParams, Methods._cancel_job),
     "files/put": (given.PutFileParams, Methods._put_file),

@@ -30,8 +30,16 @@ def _checked_token(value: str) -> str:
     return value
 
 
+def _checked_foreign(value: str) -> str:
+    if value.startswith("_"):
+        raise PydanticCustomError("foreign", "must not begin with _, as names of our own do")
+    return value
+
+
 Token = Annotated[str, AfterValidator(_checked_token)]
 """An id that comes to stand in a NATS subject."""
+ForeignToken = Annotated[Token, AfterValidator(_checked_foreign)]
+"""One that was not made here, and makes something here."""
 LetterId = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")]
 """A number in the stream of dead letters; text, as every id is."""
 ServerName = Annotated[str, StringConstraints(max_length=64)]
@@ -104,6 +112,14 @@ class ConversationParams(Params):
     session: Token
     after: int = Field(default=0, ge=0)
     limit: int = Field(default=DEFAULT_MESSAGES, ge=1, le=MAX_MESSAGES)
+
+
+class ImportParams(Params):
+    session: ForeignToken
+    tenant: str = Field(min_length=1, max_length=255)
+    messages: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_MESSAGES)
+    after: int = Field(ge=0)
+    ttl_s: float | None = Field(default=None, ge=1, le=MAX_CONVERSATION_TTL_S)
 
 
 class JobParams(Params):

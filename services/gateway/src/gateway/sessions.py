@@ -15,6 +15,7 @@ from common.errors import Fenced, UnknownSession
 from common.feed import LEADER_LAG_S
 from common.schema import SessionRecord, now_ms
 from common.streams import SESSIONS_BUCKET
+from gateway.import_errors import SessionTaken
 from gateway.store import Store
 
 TRUSTED_FOR_S: Final = 1.0
@@ -125,7 +126,20 @@ class Sessions:
             raise ToolNotAllowed(server, tool, record.allow or [])
         return record
 
-    async def keep(self, tenant: str, session: str) -> None:
+    async def adopt(self, tenant: str, session: str, *, conversation_ttl_s: float | None) -> SessionRecord:
+        """A session of the tenant whose id was given elsewhere; made where there is none.
+
+        Raises:
+            SessionTaken: if it is another tenant's.
+        """
+        with suppress(UnknownSession):
+            return await self.require(tenant, session)
+        try:
+            return await self.keep(tenant, session, conversation_ttl_s=conversation_ttl_s)
+        except UnknownSession as exc:
+            raise SessionTaken(session, tenant) from exc
+
+    async def keep(self, tenant: str, session: str, *, conversation_ttl_s: float | None = None) -> SessionRecord:
         """Have the session known, also where it had lapsed or was closed.
 
         Raises:
@@ -134,10 +148,10 @@ class Sessions:
         bus = self._store.bus
         entry = await bus.get(SESSIONS_BUCKET, session)
         if entry.value is None:
-            record = SessionRecord(tenant=tenant, created_ms=now_ms())
+            record = SessionRecord(tenant=tenant, created_ms=now_ms(), conversation_ttl_s=conversation_ttl_s)
             with suppress(Fenced):  # then somebody else did the same, which is looked at next
                 await bus.replace(SESSIONS_BUCKET, session, record.encode(), entry.revision)
-        await self._renew(bus, tenant, session)
+        return await self._renew(bus, tenant, session)
 
     async def close(self, tenant: str, session: str) -> None:
         """Tell the workers to free what the session holds, remove its conversation and its objects, and forget it."""

@@ -177,7 +177,7 @@ async def test_params_that_do_not_fit_are_refused(ops: Socket, wrong: dict[str, 
 async def test_large_texts_and_large_messages_are_known_again(acme: Socket, ops: Socket) -> None:
     """They are objects in the store, and compared all the same."""
     text, many = "y" * 100_000, [f"{number}".ljust(16_000, "z") for number in range(20)]
-    brought = [
+    brought: list[dict[str, Any]] = [
         {"role": "tool", "content": [{"type": "text", "text": text}]},
         {"role": "assistant", "content": many},
         {"role": "assistant", "content": [*many, text]},

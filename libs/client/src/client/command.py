@@ -6,8 +6,9 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Coroutine
-from contextlib import AbstractAsyncContextManager
-from typing import Any, Final
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, BinaryIO, Final
 
 import typer
 
@@ -22,6 +23,7 @@ REFUSED: Final = 2
 UNREACHABLE: Final = 3
 INTERRUPTED: Final = 130
 PIPE_CLOSED: Final = 141
+STDIN: Final = "-"
 
 
 def connected(url: str, key: str, session: str | None = None) -> AbstractAsyncContextManager[Session]:
@@ -43,6 +45,20 @@ def run(command: Coroutine[Any, Any, int]) -> None:
     except KeyboardInterrupt:
         code = INTERRUPTED
     raise typer.Exit(code)
+
+
+def opened_file(name: str) -> AbstractContextManager[BinaryIO]:
+    """A file to read; `-` is stdin, which stays open.
+
+    Raises:
+        BadArgument: if it cannot be opened.
+    """
+    if name == STDIN:
+        return nullcontext(sys.stdin.buffer)
+    try:
+        return Path(name).open("rb")
+    except OSError as exc:
+        raise BadArgument(f"{name}: {exc.strerror}") from exc
 
 
 def show(value: Any, as_json: bool, as_table: Callable[[], None]) -> None:

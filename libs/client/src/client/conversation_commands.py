@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from client.command import NOT_SUCCEEDED, SUCCEEDED, connected, run
+from client.command import NOT_SUCCEEDED, SUCCEEDED, connected, opened_file, run
 from client.conversation import Unreadable
+from client.importing import Import, import_view
 from client.options import AsJson, Key, SessionId, Url
 from client.session import DEFAULT_KEY, DEFAULT_URL
 from client.terminal import complain
@@ -67,6 +68,34 @@ def train_dictionary(url: Url = DEFAULT_URL, key: Key = DEFAULT_KEY) -> None:
         async with connected(url, key) as session:
             print(f"dictionary {await session.train_dictionary()} is in use")
         return SUCCEEDED
+
+    run(main())
+
+
+@all_app.command("import")
+def import_conversations(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines, plain or gzip'd; - is stdin.")],
+    tenant: Annotated[str, typer.Option("--tenant", metavar="NAME", help="Whose the sessions are to be.")],
+    ttl_s: Annotated[
+        float | None,
+        typer.Option("--ttl-s", min=1, help="Keep them so many seconds, whatever the file says of each."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only read the file and count.")] = False,
+    url: Url = DEFAULT_URL,
+    key: Key = DEFAULT_KEY,
+) -> None:
+    """Bring the conversations of the old system, from its Redis dump.
+
+    Made again it goes on where it was left: what is there already is compared, and not added a second time. Exit code 1
+    where a line could not be imported; the others are.
+    """
+
+    async def main() -> int:
+        with opened_file(file) as source, import_view() as view:
+            if dry_run:
+                return await Import(None, tenant, ttl_s, view).run(source)
+            async with connected(url, key) as session:
+                return await Import(session.conversations, tenant, ttl_s, view).run(source)
 
     run(main())
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncGenerator
-from contextlib import AbstractContextManager, aclosing, nullcontext
-from pathlib import Path
+from contextlib import aclosing
 from typing import Annotated, BinaryIO, Final
 
 import typer
 
 from client import saving, tables
-from client.arguments import BadArgument
-from client.command import SUCCEEDED, connected, run, show
+from client.command import SUCCEEDED, connected, opened_file, run, show
 from client.options import AsJson, Force, Key, Save, ServerName, SessionId, Url
 from client.session import DEFAULT_KEY, DEFAULT_URL
 from client.terminal import console
@@ -37,7 +34,7 @@ def put_file(
     """Bring a file to the container; one that is there already is replaced."""
 
     async def main() -> int:
-        with _opened(file) as source:
+        with opened_file(file) as source:
             async with connected(url, key, session) as opened:
                 told = await opened.files(server).put(path, _pieces(source))
         show(told, as_json, lambda: print(f"{told['path']}: {told['size']} bytes"))
@@ -88,15 +85,6 @@ def list_files(
         return SUCCEEDED
 
     run(main())
-
-
-def _opened(name: str) -> AbstractContextManager[BinaryIO]:
-    if name == saving.STDOUT:
-        return nullcontext(sys.stdin.buffer)
-    try:
-        return Path(name).open("rb")
-    except OSError as exc:
-        raise BadArgument(f"{name}: {exc.strerror}") from exc
 
 
 async def _pieces(source: BinaryIO) -> AsyncGenerator[bytes, None]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from client.background import background
 from client.collected import Collected
 from client.connection import Dialer, OnEvent
-from client.conversation import Conversation
+from client.conversation import Conversation, Conversations
 from client.dead_letters import DeadLetters
 from client.endpoint import endpoint
 from client.errors import ClientError, ConnectionLost
@@ -262,6 +262,11 @@ class Session:
         """
         version: int = (await self._ask("conversations/train_dictionary"))["version"]
         return version
+
+    @property
+    def conversations(self) -> Conversations:
+        """For operators: the conversations of all sessions."""
+        return Conversations(self._ask)
 
     @property
     def conversation(self) -> Conversation:

@@ -63,7 +63,7 @@ def test_messages_of_a_conversation_that_came_from_elsewhere_are_told_too() -> N
     found = history(
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": "time?"},
-        {"role": "assistant", "content": "noon"},
+        {"role": "assistant", "content": "noon", "turn": 7, "calls": [{"id": "x"}, "y"]},
         {"role": "tool", "content": "12:00", "tool_call_id": "x"},
     )
 

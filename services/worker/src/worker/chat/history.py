@@ -35,13 +35,14 @@ def told(messages: Sequence[Message], *, result_chars: int, history_chars: int) 
 
 
 def _is_result(message: Message) -> bool:
-    return message.get("role") == "tool" and "turn" in message
+    return message.get("role") == "tool" and "turn" in message and "job" in message
 
 
 def _of_assistant(message: Message, results: dict[str, Message], result_chars: int) -> list[ModelMessage]:
     calls = [
         ToolCall(str(call["job"]), str(call["name"]), call.get("arguments"), str(call.get("written", "")))
-        for call in message.get("calls", ())
+        for call in message.get("calls") or ()
+        if isinstance(call, dict) and call.keys() >= {"job", "name"}  # others came from elsewhere
     ]
     found: list[ModelMessage] = [AssistantMessage(text_of(message.get("content")), tuple(calls))]
     for call in calls:

@@ -633,7 +633,7 @@ async def test_what_a_worker_leaves_that_is_killed_during_a_transfer_is_reaped_w
             await rig.put("f", b"x")
             [volume] = await volumes_of(docker_host, rig.box.id)
             window = await rig.engine.open_window(rig.box.id)
-            reaper = Reaper(bus, rig.engine, "w-other", 1.0)
+            reaper = Reaper(bus, rig.engine, "w-other", 1.0, list)
             reaper._silence_s = 0.0
             await reaper.look()
 

@@ -318,7 +318,7 @@ async def test_containers_of_a_worker_that_was_away_for_a_moment_are_left_alone(
     spec = ServerSpec(image="mcp-orchestrator/fixture:local")
     labels = {WORKER_LABEL: "w-away", STORE_LABEL: rig.bus.epoch}
     kept = await rig.engine.create(container_spec("kept", spec, {}, None, labels))
-    reaper = Reaper(rig.bus, rig.engine, "w-other", 1.0)
+    reaper = Reaper(rig.bus, rig.engine, "w-other", 1.0, list)
     reaper._silence_s = 3600.0
     await reaper.look()
     await reaper.look()  # silent, and not for long enough
@@ -331,3 +331,20 @@ async def test_containers_of_a_worker_that_was_away_for_a_moment_are_left_alone(
     await reaper.look()  # gone for good
 
     assert await rig.engine.inspect(kept) is None
+
+
+async def test_a_container_that_came_after_its_pool_had_given_up_on_it_is_removed(rig: WorkerRig) -> None:
+    """The engine may make it long after the deadline; what a pool knows, and what is just being made, stays."""
+    spec = ServerSpec(image="mcp-orchestrator/fixture:local")
+    wanted = container_spec("kept", spec, {}, None, {WORKER_LABEL: "w-1", STORE_LABEL: rig.bus.epoch})
+    known, late = await rig.engine.create(wanted), await rig.engine.create(wanted)
+    patient = Reaper(rig.bus, rig.engine, "w-1", 1.0, lambda: [known])
+    await patient.look()
+    await patient.look()
+    stays = await rig.engine.inspect(late)
+    await Reaper(rig.bus, rig.engine, "w-1", 1.0, lambda: [known], unknown_grace_s=0).look()
+
+    assert stays is not None
+    assert await rig.engine.inspect(late) is None
+    assert await rig.engine.inspect(known) is not None
+    await rig.engine.remove(known)

@@ -54,6 +54,8 @@ class WorkerApp:
         self._tasks = tasks
         self._served: dict[str, ServedServer] = {}
         self._stops: dict[str, tuple[asyncio.Event, asyncio.Task[None], ServerSpec]] = {}
+        self._serving: set[ServedServer] = set()
+        """All of them, also those that drain beside their successor."""
         self._catalog_read = False
         self.chat: ChatServer | None = None
         """Set while turns are served."""
@@ -72,6 +74,10 @@ class WorkerApp:
             return "the queue of chat turns is not set up yet"
         cold = [name for name in self._stops if name not in self._served or not self._served[name].pool.warmed_up]
         return f"pools are warming up: {', '.join(sorted(cold))}" if cold else ""
+
+    def containers(self) -> set[str]:
+        """Ids of all that the pools hold."""
+        return {container for served in self._serving for container in served.pool.containers}
 
     def stats(self) -> dict[str, Any]:
         slots = self._worker.slots
@@ -112,9 +118,11 @@ class WorkerApp:
             self._stops[name] = stop, self._tasks.create_task(self._serve(name, spec, stop)), spec
 
     async def _serve(self, name: str, spec: ServerSpec, stop: asyncio.Event) -> None:
+        served: ServedServer | None = None
         try:
             async with serve(self._worker, name, spec) as served:
                 self._served[name] = served
+                self._serving.add(served)
                 _log.info("serving", server=name, scope=spec.scope, image=spec.image)
                 try:
                     await stop.wait()
@@ -127,6 +135,9 @@ class WorkerApp:
             _log.error("server cannot be served", server=name, why=reason)
             listing = ToolListing(entry=spec.fingerprint, status="failed", reason=reason, time_ms=now_ms())
             await registry.publish_listing(self._worker.bus, name, listing)
+        finally:
+            if served is not None:
+                self._serving.discard(served)
 
     async def drain(self) -> None:
         """Returns when every server has drained and every container is gone."""
@@ -205,7 +216,7 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> None:
                     tasks.create_task(app.follow_catalog()),
                     tasks.create_task(app.recheck_cancels()),
                     tasks.create_task(Durability(settings).watch(bus)),
-                    tasks.create_task(Reaper(bus, engine, worker_id, settings.reap_period_s).run()),
+                    tasks.create_task(Reaper(bus, engine, worker_id, settings.reap_period_s, app.containers).run()),
                 ]
                 _log.info("worker running", worker=worker_id, health_port=port, concurrency=settings.worker_concurrency)
                 try:

@@ -101,6 +101,11 @@ class Pool:
         }
 
     @property
+    def containers(self) -> list[str]:
+        """Ids of all that are not gone."""
+        return [container.id for container in self._members]
+
+    @property
     def warmed_up(self) -> bool:
         """True once the pool has booted what it should hold, or knows that it cannot.
 

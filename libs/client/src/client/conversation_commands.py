@@ -13,6 +13,7 @@ from client.conversation import Unreadable
 from client.importing import Import, import_view
 from client.options import AsJson, Key, SessionId, Url
 from client.session import DEFAULT_KEY, DEFAULT_URL
+from client.summary import message_text
 from client.terminal import complain
 
 app = typer.Typer(help="The messages that a session keeps.", no_args_is_help=True)
@@ -42,7 +43,7 @@ def show_conversation(
                 elif as_json:
                     print(json.dumps(message, ensure_ascii=False), flush=True)
                 else:
-                    print(f"{message['number']:>6} {_who(message)}: {_says(message)}", flush=True)
+                    print(f"{message['number']:>6} {_who(message)}: {message_text(message)}", flush=True)
         return code
 
     run(main())
@@ -105,19 +106,3 @@ def _who(message: dict[str, Any]) -> str:
         return str(message.get("role", "?"))
     arguments = json.dumps(message.get("arguments", {}), ensure_ascii=False)
     return f"{message.get('server')}/{message.get('tool')} {arguments} {message.get('outcome')}"
-
-
-def _says(message: dict[str, Any]) -> str:
-    content = message.get("content", "")
-    if isinstance(content, str):
-        return content
-    return " ".join(_part(part) for part in content) if isinstance(content, list) else json.dumps(content)
-
-
-def _part(part: Any) -> str:
-    text = part.get("text") if isinstance(part, dict) else part
-    if isinstance(text, str):
-        return text
-    if isinstance(text, dict) and "part" in text:
-        return f"{text['part']['start']} … ({text['part']['size']} bytes)"
-    return f"[{part.get('type', 'part')}]" if isinstance(part, dict) else str(part)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from client.connection import Connection, Dialer, OnEvent
@@ -33,7 +33,7 @@ class Link:
         session: str | None,
         position: Position | None,
         reconnect_s: float,
-        record: bool = False,
+        said: Mapping[str, Any] | None = None,
     ) -> None:
         self._dialer = dialer
         self._on_event = on_event
@@ -41,7 +41,8 @@ class Link:
         self._session = session
         self._position = position
         self._reconnect_s = reconnect_s
-        self._record = record
+        self._said = said or {}
+        """What a new session is opened with."""
         self._connection: Connection | None = None
         self._failure: ClientError | None = None
         self._settled = asyncio.Event()
@@ -150,8 +151,8 @@ class Link:
         params: dict[str, Any] = {}
         if self._session is not None:
             params["session"] = self._session
-        elif self._record:
-            params["record"] = True
+        else:
+            params |= self._said
         if (known := self._position) is not None:
             params |= {"epoch": known.epoch, "seq": known.seq}
         opened = await connection.handshake("session/open", params, REQUEST_TIMEOUT_S)

@@ -25,6 +25,8 @@ class Reader:
     def __init__(self, job: str | None, position: Position, *, behind: bool = False) -> None:
         self.job = job
         """None reads the events of all jobs."""
+        self.until = job
+        """The job whose terminal event is the last that is read; None reads on."""
         self.position = position
         """Of the last event that was queued, or where reading starts."""
         self.behind = behind
@@ -39,6 +41,10 @@ class Reader:
     @property
     def needs_feed(self) -> bool:
         return self.behind and self.feed is None and self._queue.empty()
+
+    def wants(self, event: Event) -> bool:
+        """Is an event that was read one of those that are yielded? Asked once of each, in order."""
+        return True
 
     def offer(self, event: Event) -> None:
         """Queue an event from the session's connection, unless this reader is behind."""

@@ -41,6 +41,8 @@ class Readers:
         self._ambiguous: set[Tool] = set()
         """Tools of which several calls are, or just were, unanswered at once."""
         self._wanted: dict[Tool, asyncio.Future[Reader]] = {}
+        self.gaps = 0
+        """How often events of the session's connection were lost for good."""
 
     def __iter__(self) -> Iterator[Reader]:
         for readers in list(self._readers.values()):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from client.background import background
+from client.chat import Turns
 from client.collected import Collected
 from client.connection import Dialer, OnEvent
 from client.conversation import Conversation, Conversations
@@ -41,6 +43,7 @@ async def connect(
     session: str | None = None,
     keep: bool = False,
     record: bool = False,
+    allow: Sequence[str] | None = None,
     protocol: Protocol = "mcp.json",
     reconnect_s: float = 30.0,
 ) -> AsyncIterator[Session]:
@@ -53,6 +56,7 @@ async def connect(
         url: Address of a gateway (http, https, ws or wss), or of several of one cluster.
         key: The API key.
         record: A new session keeps every call and its result in its conversation.
+        allow: What may be called in a new session, each `<server>` or `<server>/<tool>`; without it everything.
         protocol: `mcp.json`, or `mcp.msgpack` which is faster and needs the package msgpack.
         reconnect_s: How long a lost connection may take to come back before calls fail.
 
@@ -64,7 +68,9 @@ async def connect(
     urls = tuple(endpoint(each) for each in ([url] if isinstance(url, str) else url))
     dialer = Dialer(urls, key, codec(protocol))
     async with background() as group:
-        opened = Session(dialer, group, session, reconnect_s, record=record)
+        said = {"record": record or None, "allow": None if allow is None else list(allow)}
+        new = {name: value for name, value in said.items() if value is not None}
+        opened = Session(dialer, group, session, reconnect_s, new)
         group.create_task(opened.serve())
         await opened.ready()
         try:
@@ -93,34 +99,18 @@ class Session:
         group: asyncio.TaskGroup,
         session: str | None,
         reconnect_s: float,
-        *,
-        record: bool = False,
+        said: Mapping[str, Any],
     ) -> None:
         self._dialer = dialer
         self._group = group
         self._own = session is None
         self._reconnect_s = reconnect_s
         self._readers = Readers()
-        self._link = self._new_link(self._route, self._bridge_all, session, None, record=record)
+        self._turns = Turns(self._ask, self._readers, lambda: self.position)
+        self._link = self._new_link(self._route, self._bridge_all, session=session, position=None, said=said)
 
-    def _new_link(
-        self,
-        on_event: OnEvent,
-        on_gap: Callable[[], None],
-        session: str | None,
-        position: Position | None,
-        *,
-        record: bool = False,
-    ) -> Link:
-        return Link(
-            self._dialer,
-            on_event,
-            on_gap,
-            session=session,
-            position=position,
-            reconnect_s=self._reconnect_s,
-            record=record,
-        )
+    def _new_link(self, on_event: OnEvent, on_gap: Callable[[], None], **where: Any) -> Link:
+        return Link(self._dialer, on_event, on_gap, reconnect_s=self._reconnect_s, **where)
 
     @property
     def id(self) -> str:
@@ -233,6 +223,38 @@ class Session:
         """
         return str((await self._ask("job/cancel", session=self.id, job=job))["state"])
 
+    # --- chat -----------------------------------------------------------------------------------------
+
+    def chat(self, content: str, *, idempotency_key: str | None = None) -> AsyncGenerator[Event, None]:
+        """Have a model answer, and yield the events of the turn and of its calls, up to the turn's terminal event.
+
+        Events of a call have its own job; a `step` event has named it before.
+
+        Args:
+            idempotency_key: As for `call`. Without one a turn has a key that nobody else has.
+
+        Raises:
+            Refused: if the turn was not accepted, as `turn_in_progress`: its `data` has the `job` for `follow_turn`.
+        """
+        key = secrets.token_hex(16) if idempotency_key is None else idempotency_key
+        return self._read(partial(self._turns.send, self.id, content, key))
+
+    def follow_turn(self, turn: str) -> AsyncGenerator[Event, None]:
+        """The events of a turn that was sent before, and of its calls: all that the store has."""
+        return self._read(partial(self._turns.replay, turn, 0))
+
+    async def approve(self, job: str) -> None:
+        """Let a call run that a `step` event shows with `ask`.
+
+        Raises:
+            Refused: of type `already_decided` if it was denied, `unknown_call` if no turn asks for it.
+        """
+        await self._ask("chat/approve", session=self.id, job=job)
+
+    async def deny(self, job: str) -> None:
+        """Have a call not run; its model is told. Raises as `approve`."""
+        await self._ask("chat/deny", session=self.id, job=job)
+
     # --- beside calls ---------------------------------------------------------------------------------
 
     async def servers(self) -> list[dict[str, Any]]:
@@ -305,8 +327,9 @@ class Session:
                 if reader.needs_feed:
                     reader.feed = self._group.create_task(self._feed(reader))
                 event = await reader.get()
-                yield event
-                if event.terminal and reader.job is not None:
+                if reader.wants(event):
+                    yield event
+                if event.terminal and event.job == reader.until:
                     return
         finally:
             self._readers.remove(reader)
@@ -347,7 +370,7 @@ class Session:
         def bridge() -> None:
             self._bridge(reader, link.position)
 
-        link = self._new_link(reader.put, bridge, self.id, reader.position)
+        link = self._new_link(reader.put, bridge, session=self.id, position=reader.position)
         await link.keep()
         if link.failure is not None:
             reader.fail(link.failure)
@@ -358,14 +381,15 @@ class Session:
     # --- gaps -----------------------------------------------------------------------------------------
 
     def _bridge_all(self) -> None:
+        self._readers.gaps += 1
         for reader in self._readers:
             if reader.feed is None:  # a feed sees its own gaps
                 self._bridge(reader, self.position)
 
     def _bridge(self, reader: Reader, position: Position) -> None:
         reader.position = position  # also back, where numbers start again
-        if reader.job is not None:
-            self._group.create_task(self._settle(reader, reader.job))
+        if reader.until is not None:
+            self._group.create_task(self._settle(reader, reader.until))
 
     async def _settle(self, reader: Reader, job: str) -> None:
         """The terminal event may be among those that are gone: ask for the job instead."""

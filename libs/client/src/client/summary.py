@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
 
 from client.event import Event, JobResult
@@ -25,6 +26,8 @@ def summary(event: Event) -> str:
     match event.type:
         case "queued":
             said = f"{data.get('server')} {data.get('tool')}"
+        case "started" if "model" in data:
+            said = f"on {data.get('worker')} with {data['model'] or 'no model'}"
         case "started":
             warm = "warm" if data.get("warm") else "cold"
             lost = ", state lost" if data.get("state_lost") else ""
@@ -36,6 +39,11 @@ def summary(event: Event) -> str:
             said = f"{data.get('progress', 0):g}{total} {data.get('message') or ''}"
         case "output":
             said = f"{data.get('stream')}: {_output(event)}"
+        case "step":
+            calls = ", ".join(called(call) for call in data.get("calls") or [])
+            said = f"answer {data.get('step')} asks for {calls}"
+        case "decision":
+            said = "the user lets it run" if data.get("approved") else "the user denies it"
         case "retrying":
             said = f"attempt {event.attempt} failed, the next one follows: {(data.get('error') or {}).get('message')}"
         case "cancelling":
@@ -52,6 +60,22 @@ def _output(event: Event) -> str:
         return str(event.data["text"]).rstrip()
     size = event.data.get("size") or len(event.output_bytes)
     return f"[{size:,} bytes{', which the store has dropped' if event.data.get('lost') else ''}]"
+
+
+def called(call: dict[str, Any]) -> str:
+    """A call that a model asks for: tool and arguments, in one line."""
+    if not call.get("server"):
+        return str(call.get("name") or "a tool that there is not")
+    arguments = json.dumps(call.get("arguments") or {}, ensure_ascii=False)
+    return f"{call['server']}/{call['tool']} {arguments}"
+
+
+def message_text(message: dict[str, Any]) -> str:
+    """What a message of a conversation says."""
+    content = message.get("content", "")
+    if isinstance(content, str):
+        return content
+    return " ".join(_part(part) for part in content) if isinstance(content, list) else json.dumps(content)
 
 
 def shorten(text: str, chars: int = LINE_CHARS) -> str:
@@ -91,3 +115,12 @@ def _block(block: dict[str, Any]) -> str:
             return f"[{kind}: {block.get('mimeType', 'unknown type')}, {len(data) * 3 // 4:,} bytes]"
         case _:
             return f"[{block.get('type', 'unknown content')}]"
+
+
+def _part(part: Any) -> str:
+    text = part.get("text") if isinstance(part, dict) else part
+    if isinstance(text, str):
+        return text
+    if isinstance(text, dict) and "part" in text:
+        return f"{text['part']['start']} … ({text['part']['size']} bytes)"
+    return f"[{part.get('type', 'part')}]" if isinstance(part, dict) else str(part)

@@ -90,7 +90,7 @@ class CallView:
                 self._show_progress(event.data)
             case "output":
                 self._show_output(event)
-            case "retrying":
+            case "retrying" | "step" | "decision":
                 self._tell(summary(event))
             case "cancelling":
                 self._say(f"{self._name} {event.type}")

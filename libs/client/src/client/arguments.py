@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from client.session import Session
 
 _REFERENCE: Final = "#/$defs/"
 
@@ -38,6 +41,15 @@ def parse(pairs: Sequence[str], base: str, schema: dict[str, Any]) -> dict[str, 
         else:
             arguments[key] = _value(key, text, _types(schema.get("properties", {}).get(key, {}), schema))
     return arguments
+
+
+async def schema_of(session: Session, server: str, tool: str) -> dict[str, Any]:
+    """The input schema of a tool; nothing for an unknown one, which the gateway refuses with a better sentence."""
+    for each in await session.tools(server):
+        if each["name"] == tool:
+            schema: dict[str, Any] = each.get("inputSchema") or {}
+            return schema
+    return {}
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from client import conversation_commands, dead_letter_commands, file_commands, foreground, saving, tables
-from client.arguments import BadArgument, parse
+from client import chat_commands, conversation_commands, dead_letter_commands, file_commands, foreground, saving, tables
+from client.arguments import BadArgument, parse, schema_of
 from client.command import NOT_SUCCEEDED, SUCCEEDED, connected, run, show
 from client.event import Position
-from client.options import AsJson, Force, JobId, Key, Save, ServerName, SessionId, Url, check_position
-from client.session import DEFAULT_KEY, DEFAULT_URL, Session, connect
+from client.options import Allow, AsJson, Force, JobId, Key, Save, ServerName, SessionId, Url, check_position
+from client.session import DEFAULT_KEY, DEFAULT_URL, connect
 from client.summary import summary
 from client.terminal import complain, console
 
@@ -27,6 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(chat_commands.chat)
 app.add_typer(dead_letter_commands.app, name="dead-letters")
 app.add_typer(file_commands.app, name="files")
 app.add_typer(conversation_commands.app, name="conversation")
@@ -70,7 +71,7 @@ def call(
         async with connected(url, key, session or None) as opened:
             arguments = parse([], args, {})
             if pairs:
-                arguments = parse(pairs, args, await _schema(opened, server, tool))
+                arguments = parse(pairs, args, await schema_of(opened, server, tool))
             result = await foreground.call(
                 opened,
                 server,
@@ -134,13 +135,14 @@ def open_session(
     record: Annotated[
         bool, typer.Option("--record", help="Keep every call and its result in the session's conversation.")
     ] = False,
+    allow: Allow = None,
     url: Url = DEFAULT_URL,
     key: Key = DEFAULT_KEY,
 ) -> None:
     """Open a session and print its id, for `call --session`."""
 
     async def main() -> int:
-        async with connect(url.split(","), key=key, keep=True, record=record) as session:
+        async with connect(url.split(","), key=key, keep=True, record=record, allow=allow) as session:
             print(session.id)
         return SUCCEEDED
 
@@ -240,15 +242,3 @@ def artifact(
 
 def main() -> None:
     app()
-
-
-# --- what the commands share --------------------------------------------------------------------------
-
-
-async def _schema(session: Session, server: str, tool: str) -> dict[str, Any]:
-    """The input schema of a tool; nothing for an unknown one, which the gateway refuses with a better sentence."""
-    for each in await session.tools(server):
-        if each["name"] == tool:
-            schema: dict[str, Any] = each.get("inputSchema") or {}
-            return schema
-    return {}

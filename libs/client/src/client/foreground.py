@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
 from contextlib import aclosing
 from typing import Any
 
 from client.background import background
-from client.errors import ClientError
 from client.event import JobResult, Position
+from client.interrupt import Interrupt, cancel_after
 from client.session import Session
-from client.terminal import call_view, complain
+from client.terminal import call_view
 
 
 async def call(
@@ -34,7 +32,7 @@ async def call(
         async with background() as group, aclosing(calling) as events:
             async for event in events:
                 if event.type == "queued":
-                    group.create_task(_cancel_after(_Interrupt(), session, event.job))
+                    group.create_task(cancel_after(Interrupt(), session, event.job))
                 view.show(event)
                 if event.terminal:
                     return JobResult.from_event(event)
@@ -50,33 +48,3 @@ async def follow(session: Session, job: str, after: Position, *, as_json: bool) 
                 if event.terminal:
                     return JobResult.from_event(event)
     raise AssertionError("the events of a job end with its terminal event")
-
-
-class _Interrupt:
-    """Takes the next Ctrl-C in place of its usual effect. The one after that has it again."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._usual = signal.getsignal(signal.SIGINT)
-        self.came = asyncio.Event()
-        self._loop.add_signal_handler(signal.SIGINT, self._on_interrupt)
-
-    def _on_interrupt(self) -> None:
-        self.restore()
-        self.came.set()
-
-    def restore(self) -> None:
-        if self._loop.remove_signal_handler(signal.SIGINT):
-            signal.signal(signal.SIGINT, self._usual)
-
-
-async def _cancel_after(interrupt: _Interrupt, session: Session, job: str) -> None:
-    try:
-        await interrupt.came.wait()
-    finally:
-        interrupt.restore()  # the call is over: what follows it may be interrupted as everything else
-    complain("cancelling; Ctrl-C again leaves without waiting for the end")
-    try:
-        await session.cancel(job)
-    except ClientError as exc:
-        complain(f"not cancelled: {exc}")

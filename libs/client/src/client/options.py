@@ -39,3 +39,11 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the file that --sa
 ServerName = Annotated[str, typer.Argument(metavar="SERVER")]
 SessionId = Annotated[str, typer.Argument(metavar="SESSION")]
 JobId = Annotated[str, typer.Argument(metavar="JOB")]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        metavar="SERVER[/TOOL]",
+        help="All that may be called in the session, by anybody; repeat it for more. Without it, everything.",
+    ),
+]

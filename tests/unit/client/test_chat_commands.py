@@ -138,6 +138,8 @@ async def test_a_question_that_somebody_else_has_answered_is_not_asked_any_more(
         await process.stderr.readuntil(b"[y/N]")
         await store.emit("call1", "decision", attempt=0, approved=False, turn="turn1")
         await answer(store, "Done.")
+        assert process.stdout is not None
+        await process.stdout.readuntil(b"Done.")
         say(process, "Thank you")
         request = await gateway.held.get()
         await request.refuse(503, "store_unavailable", "not now")
@@ -305,24 +307,27 @@ async def test_on_a_terminal_lines_are_edited_and_the_terminal_is_left_as_it_was
             await more.wait()
 
     loop.add_reader(ours, take)
+    process = await asyncio.create_subprocess_exec(
+        *ARGV, stdin=theirs, stdout=theirs, stderr=DEVNULL, env=_env(gateway), start_new_session=True
+    )
     try:
-        process = await asyncio.create_subprocess_exec(
-            *ARGV, stdin=theirs, stdout=theirs, stderr=DEVNULL, env=_env(gateway), start_new_session=True
-        )
         async with asyncio.timeout(20):
             await until(b"> ")
-            os.write(ours, b"hallo\x1b[D\x1b[D\x1b[D\x1b[D\x7f\x7f\x08Jh\x05\n")
+            os.write(ours, b"allo\x01H\r")
             request = await accept(gateway, "turn1")
             await answer(store, "Good day.")
-            await until(b"Good day.")
+            await until(b"Good day.\r\n> ")
             os.write(ours, b"\x04")
             code = await process.wait()
     finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
         loop.remove_reader(ours)
         os.close(ours)
         os.close(theirs)
 
-    assert request.params["content"] == "Jhallo"
+    assert request.params["content"] == "Hallo"
     assert code == 0
 
 

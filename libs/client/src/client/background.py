@@ -19,6 +19,9 @@ async def background() -> AsyncIterator[asyncio.TaskGroup]:
     class. A task that fails cancels the body, as in any task group.
     """
     failure: Exception | None = None
+    owner = asyncio.current_task()
+    assert owner is not None, "a task group needs one"
+    cancels = owner.cancelling()
     try:
         async with asyncio.TaskGroup() as group:
             try:
@@ -28,5 +31,7 @@ async def background() -> AsyncIterator[asyncio.TaskGroup]:
             raise _Over
     except* _Over:
         pass
+    if owner.cancelling() > cancels:  # while the tasks ended, which the group keeps to itself
+        raise asyncio.CancelledError
     if failure is not None:
         raise failure

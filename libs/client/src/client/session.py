@@ -228,8 +228,6 @@ class Session:
     def chat(self, content: str, *, idempotency_key: str | None = None) -> AsyncGenerator[Event, None]:
         """Have a model answer, and yield the events of the turn and of its calls, up to the turn's terminal event.
 
-        Events of a call have its own job; a `step` event has named it before.
-
         Args:
             idempotency_key: As for `call`. Without one a turn has a key that nobody else has.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -181,3 +182,52 @@ async def test_closing_a_session_ends_its_turn(cluster: Cluster, provider: Model
             await cluster.until_settled()
 
     assert closed == [turn]
+
+
+async def chat(gateway: Service, lines: str, *options: str) -> tuple[int, str, str]:
+    """`orchestrator chat` with what is piped into it: its exit code, stdout, stderr."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "client", "chat", "--url", gateway.url, *options),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(DEADLINE_S):
+        out, err = await process.communicate(lines.encode())
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_the_command_line_talks_to_a_model_that_calls_tools(cluster: Cluster, provider: ModelServer) -> None:
+    """Text, calls and questions as they come; reopened, it shows what was said."""
+    gateway = await cluster.start_gateway()
+    await start_worker(cluster, provider)
+    now = Call("time__get_current_time", {"timezone": "UTC"})
+    provider.will(Calls([now, Call("fixture__echo", {"text": "hi"})], text="I look."), Say("It is noon."))
+    code, out, err = await chat(gateway, "What time is it?\ny\n")
+    session = err.split("session ")[1].split(";")[0]
+    again = await chat(gateway, "/quit\n", "--session", session)
+
+    assert code == 0, err
+    assert out.splitlines()[:2] == ["I look.", "It is noon."]
+    assert "time/get_current_time" in err
+    assert "allow fixture/echo" in out + err
+    assert again[0] == 0, again
+    assert "> What time is it?" in again[1]
+    assert "It is noon." in again[1]
+
+
+async def test_without_a_model_the_command_line_says_so_and_runs_tools_all_the_same(cluster: Cluster) -> None:
+    """By commands that begin with a slash."""
+    gateway = await cluster.start_gateway()
+    await cluster.start_worker()
+    _, _, refused = await chat(gateway, "Hello?\n")
+    code, out, err = await chat(gateway, "/time get_current_time timezone=UTC\n/nowhere tool\n/tools time\n")
+
+    assert "no model is configured" in refused
+    assert "CHAT_MODEL" in refused
+    assert "/help" in refused
+    assert '"timezone": "UTC"' in out
+    assert "get_current_time" in out
+    assert "nowhere" in err
+    assert code in (0, 1, 2)

@@ -12,6 +12,7 @@ from client.command import NOT_SUCCEEDED, SUCCEEDED, connected, opened_file, run
 from client.conversation import Unreadable
 from client.importing import Import, import_view
 from client.options import AsJson, Key, SessionId, Url
+from client.printable import printable
 from client.session import DEFAULT_KEY, DEFAULT_URL
 from client.summary import message_text
 from client.terminal import complain
@@ -43,7 +44,7 @@ def show_conversation(
                 elif as_json:
                     print(json.dumps(message, ensure_ascii=False), flush=True)
                 else:
-                    print(f"{message['number']:>6} {_who(message)}: {message_text(message)}", flush=True)
+                    print(printable(f"{message['number']:>6} {_who(message)}: {message_text(message)}"), flush=True)
         return code
 
     run(main())

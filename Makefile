@@ -1,7 +1,7 @@
 # Two commands on a new machine: make setup, make demo. Everything else: make help
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup engine-up engine-down images images-tests fmt lint type test-unit test check demo up bench chaos clean
+.PHONY: help setup tools engine-up engine-down images images-tests fmt lint type test-unit test check demo up bench chaos clean
 
 BIN := .venv/bin
 STAMP := .venv/.stamp
@@ -23,6 +23,9 @@ help: ## list the targets
 setup: $(STAMP) ## make .venv with all packages and tools
 $(STAMP): constraints.txt requirements-dev.txt $(PROJECTS)
 	@scripts/venv.sh && touch $@
+
+tools: ## build nats, kustomize, kubeconform; unpack nginx, promtool (into .tools/bin)
+	@scripts/tools.sh
 
 engine-up: ## start a private Docker engine, unless one answers
 	@scripts/engine.sh up
@@ -49,7 +52,7 @@ test-unit: $(STAMP) ## run the fast tests, which need no Docker
 	@$(BIN)/pytest tests/unit -n auto $(PYTEST_FLAGS)
 
 # Whole systems one after the other, as each fills the machine; then what needs no Docker, side by side.
-test: $(STAMP) ## run all tests
+test: $(STAMP) tools ## run all tests
 	@$(WITH_ENGINE) sh -c '$(IMAGES) --with-tests && $(PYTEST) tests/integration tests/e2e tests/chaos $(PYTEST_FLAGS) && $(PYTEST) tests/unit tests/contract -n auto $(PYTEST_FLAGS)'
 
 check: lint type test ## everything that must pass before a commit
@@ -68,4 +71,4 @@ chaos: $(STAMP) ## kill, freeze and cut everything under load, then count (SECON
 
 clean: ## stop the engine and remove everything that was made
 	@scripts/engine.sh down --purge
-	@rm -rf .venv .run .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis && find . -name .git -prune -o '(' -name __pycache__ -o -name '*.egg-info' ')' -prune -exec rm -rf {} +
+	@rm -rf .venv .run .tools .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis && find . -name .git -prune -o '(' -name __pycache__ -o -name '*.egg-info' ')' -prune -exec rm -rf {} +

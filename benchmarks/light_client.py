@@ -216,6 +216,8 @@ class LightClient:
         """A message came."""
         if "id" in message:
             answer = self._answers.pop(message["id"])
+            if answer.done():
+                return  # nobody waits for it any more
             if "error" in message:
                 answer.set_exception(Broken(str(message["error"])))
             else:
@@ -235,8 +237,8 @@ class LightClient:
             self._call = None
             if event["data"]["outcome"] != "succeeded":
                 self.faults.append(f"the call failed: {event['data']}")
-            # Queued and started may be told again by another attempt; without them the result stands alone.
-            if call.events[:2] != ["queued", "started"]:
+            # The two come in either order: `queued` is written beside the job, which a free worker has at once.
+            if not {"queued", "started"} <= set(call.events):
                 self.faults.append(f"events of a call are missing: {call.events}")
             if not call.done.done():
                 call.done.set_result((perf_counter() - call.begun) * 1000)

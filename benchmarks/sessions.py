@@ -279,10 +279,12 @@ async def measure(levels: tuple[int, ...], measured_s: float) -> dict[str, Any]:
                 held = len(users.clients)
                 figures[f"kb_per_session_at_{level}"] = round((resident_kb(gateway) - gateway_kb) / held, 1)
                 took_ms = await users.active(measured_s)
+                if not took_ms:
+                    raise SystemExit(f"no call succeeded: {users.errors[:1]}")
+                print(f"{level}: {held} sessions, {len(took_ms)} calls", *users.errors[:5], sep="\n", file=sys.stderr)
                 figures[f"calls_at_{level}"] = len(took_ms)
                 figures[f"call_p50_ms_at_{level}"] = percentile(took_ms, 50)
                 figures[f"call_p99_ms_at_{level}"] = percentile(took_ms, 99)
-                print(f"{level}: {held} sessions, {len(took_ms)} calls", file=sys.stderr)
             figures["kb_per_session"] = round((resident_kb(gateway) - gateway_kb) / held, 1)
             figures["nats_kb_per_session"] = round((resident_kb(nats) - nats_kb) / held, 1)
             figures["connects_per_s"] = round(held / connecting_s)

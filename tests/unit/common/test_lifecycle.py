@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from common.lifecycle import EXIT_STUCK, Budget, run, stop_on_signals
+from common.lifecycle import EXIT_STUCK, Budget, stop_on_signals
+from common.runtime import run
 from tests.unit.common.bus_rig import DEADLINE_S, until
 
 
@@ -46,14 +47,14 @@ def test_a_signal_sets_the_stop_event_and_a_second_one_changes_nothing(signum: s
 
 STUCK = """
 import asyncio, signal
-from common import lifecycle
+from common import lifecycle, runtime
 
 async def hang():
     lifecycle.stop_on_signals(0.1)
     signal.raise_signal(signal.SIGTERM)
     await asyncio.Event().wait()
 
-lifecycle.run(hang())
+runtime.run(hang())
 """
 
 

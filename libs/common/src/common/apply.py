@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from common import catalog, lifecycle, log, registry, settings
+from common import catalog, log, registry, runtime, settings
 from common.bus import connect
 from common.errors import ServiceError
 from common.settings import BusSettings
@@ -34,7 +34,7 @@ def main() -> None:
     bus_settings = settings.load(BusSettings)
     log.configure(bus_settings.log_level, bus_settings.log_format, service="catalog")
     try:
-        lifecycle.run(apply_file(options.file, bus_settings))
+        runtime.run(apply_file(options.file, bus_settings))
     except ServiceError as exc:
         print(exc.message, file=sys.stderr)
         raise SystemExit(1) from None

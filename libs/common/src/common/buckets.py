@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import nats.js.errors
@@ -31,6 +31,8 @@ class Entry:
     key: str
     value: bytes | None
     revision: int
+    written: datetime | None = field(default=None, compare=False)
+    """When, by the server's clock; only `Buckets.get()` tells."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Buckets(NatsConnection):
             except nats.js.errors.NotFoundError:
                 return Entry(key, None, 0)
             # A key that was deleted, or whose TTL ran out, is a marker without a value; its revision still counts.
-            return Entry(key, msg.data or None, msg.seq or 0)
+            return Entry(key, msg.data or None, msg.seq or 0, msg.time)
 
         return await self.patiently(f"reading {bucket}/{key}", read)
 

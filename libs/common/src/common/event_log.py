@@ -27,6 +27,7 @@ from common.nats_connection import REFUSED_BEHIND_ANOTHER, REQUEST_TIMEOUT_S, tr
 from common.object_store import ObjectStore
 from common.publisher import Outgoing, Publisher
 from common.schema import Event, now_ms
+from common.shared_read import SharedRead
 from common.streams import SESSIONS, Limits
 
 _log = get(__name__)
@@ -45,6 +46,7 @@ class EventLog(ObjectStore):
     def __init__(self, client: Client, publisher: Publisher, limits: Limits) -> None:
         super().__init__(client, publisher, limits)
         self._feeds: set[SessionFeed] = set()
+        self._range = SharedRead(self._read_range)
 
     # --- writing --------------------------------------------------------------------------------------
 
@@ -264,7 +266,14 @@ class EventLog(ObjectStore):
         return int(first.timestamp() * 1000)
 
     async def stored_range(self) -> tuple[int, int]:
-        """Numbers of the oldest and the newest event of all sessions; an emptied stream has oldest = newest + 1."""
+        """Numbers of the oldest and the newest event of all sessions; an emptied stream has oldest = newest + 1.
+
+        Who asks while an answer is on its way gets the next one, together with all others who do: thousands of clients
+        that come back at once ask the store a few times.
+        """
+        return await self._range.get()
+
+    async def _read_range(self) -> tuple[int, int]:
         info = await self.patiently("reading the event stream", lambda: self._reads.stream_info(SESSIONS))
         return info.state.first_seq, info.state.last_seq
 

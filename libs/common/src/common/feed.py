@@ -146,6 +146,8 @@ class SessionFeed:
         while True:
             try:
                 newest = await self._bus.newest_event_seq(self._session)
+                if max(newest, seen) <= self._delivered:
+                    return
                 replay = self._bus.replay_session(self._session, self._delivered, self._skip, self._share)
                 async with aclosing(replay) as missed:
                     async for stored in missed:

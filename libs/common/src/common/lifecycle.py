@@ -5,12 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Coroutine
-from typing import Any, Final
+from typing import Final
 
-import uvloop
-
-from common.allocator import keep_freed_memory
 from common.log import get
 
 _log = get(__name__)
@@ -55,10 +51,3 @@ class Budget:
     @property
     def left_s(self) -> float:
         return max(0.0, self._end - asyncio.get_running_loop().time())
-
-
-def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run a service on uvloop."""
-    keep_freed_memory()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main)

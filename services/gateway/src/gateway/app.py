@@ -21,6 +21,7 @@ from gateway.chat import Chat
 from gateway.connections import Connections
 from gateway.conversation import Conversation
 from gateway.dead_letters import DeadLetters
+from gateway.debug import Debug
 from gateway.file_door import FileDoor
 from gateway.files import Files
 from gateway.health import Health
@@ -121,11 +122,14 @@ def create_app(settings: GatewaySettings) -> Starlette:
         *ArtifactDoor(store, gateway.sessions, connections).routes(),
         *FileDoor(gateway.sessions, gateway.files).routes(),
     ]
+    keys = Keys(settings.api_keys)
+    debug = Debug(connections, settings.operators).routes() if settings.debug_memory else []
     app = Starlette(
         lifespan=lifespan,
         routes=[
             *Health(store, connections).routes(),
-            Mount("/v1", routes=doors, middleware=[Middleware(Authentication, keys=Keys(settings.api_keys))]),
+            Mount("/v1", routes=doors, middleware=[Middleware(Authentication, keys=keys)]),
+            Mount("/debug", routes=debug, middleware=[Middleware(Authentication, keys=keys)]),
         ],
         middleware=[Middleware(UnreadBody)],
         exception_handlers={ServiceError: on_service_error, HTTPException: on_http_exception},

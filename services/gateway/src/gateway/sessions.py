@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from common import subjects
@@ -23,6 +25,9 @@ TRUSTED_FOR_S: Final = 1.0
 call. One that was closed on another gateway takes jobs here for that long; they run, and nobody hears of them."""
 RENEWALS_IN_TTL: Final = 4
 """How often a session in use is written again while its record would lapse."""
+OPENING_AT_ONCE: Final = 64
+"""Sessions that are opened or joined at the same time; others wait for their turn. When a gateway dies, its clients
+come back all at once: together they would wait for the store longer than its timeouts, and come back again."""
 MAX_KNOWN: Final = 10_000
 LAG_RETRY_S: Final = 0.1
 
@@ -66,6 +71,7 @@ class Sessions:
         self._store = store
         self._known: dict[tuple[str, str], _Known] = {}
         """By tenant and session."""
+        self._room = asyncio.Semaphore(OPENING_AT_ONCE)
 
     async def open(
         self,
@@ -86,9 +92,10 @@ class Sessions:
             conversation_ttl_s=conversation_ttl_s,
             allow=allow,
         )
-        await bus.put(SESSIONS_BUCKET, session, opened.encode())
-        self._remember(bus, tenant, session, opened)
-        return await _joined(bus, session, None)
+        async with self._room:
+            await bus.put(SESSIONS_BUCKET, session, opened.encode())
+            self._remember(bus, tenant, session, opened)
+            return await _joined(bus, session, None)
 
     async def join(self, tenant: str, session: str, position: Position | None) -> Joined:
         """Come back to a session.
@@ -97,8 +104,9 @@ class Sessions:
             UnknownSession: if there is none, or it is another tenant's: the answer does not tell which.
         """
         bus = self._store.bus
-        await self._renew(bus, tenant, session)
-        return await _joined(bus, session, position)
+        async with self._room:
+            await self._renew(bus, tenant, session)
+            return await _joined(bus, session, position)
 
     async def require(self, tenant: str, session: str) -> SessionRecord:
         """
@@ -163,9 +171,15 @@ class Sessions:
         self._known.pop((tenant, session), None)
 
     async def _renew(self, bus: Bus, tenant: str, session: str) -> SessionRecord:
-        """Write the record again, which gives it another `session_ttl_s`."""
+        """Have the record live on for at least three quarters of `session_ttl_s`: an older one is written again."""
         entry, record = await _look_up(bus, tenant, session)
         assert entry.value is not None
+        age_s = (datetime.now(UTC) - entry.written).total_seconds() if entry.written else math.inf
+        renewal_s = bus.limits.session_ttl_s / RENEWALS_IN_TTL
+        if 0 <= age_s < renewal_s:
+            now = asyncio.get_running_loop().time()
+            self._remember(bus, tenant, session, record, renew_at=now + renewal_s - age_s)
+            return record
         try:
             await bus.replace(SESSIONS_BUCKET, session, entry.value, entry.revision)
         except Fenced:

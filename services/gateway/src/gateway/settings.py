@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
 from common.allowance import DEFAULT_BYTES
+from common.runtime import RuntimeSettings
 from common.settings import BusSettings
 
 DEVELOPMENT_KEY: Final = "development"
@@ -28,7 +29,7 @@ def hash_key(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-class GatewaySettings(BusSettings):
+class GatewaySettings(BusSettings, RuntimeSettings):
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=8080, ge=0, le=65_535)

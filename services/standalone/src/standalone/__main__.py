@@ -13,7 +13,7 @@ from collections.abc import Coroutine
 from typing import Any, Final
 
 from client import ClientError
-from common import lifecycle, log, settings
+from common import log, runtime, settings
 from common.errors import ServiceError
 from standalone import demo
 from standalone.errors import Interrupted, StandaloneError
@@ -77,7 +77,7 @@ def main() -> None:
     work = up(settings_) if command == "up" else demo.run(settings_, Screen())
     code = 0
     try:
-        lifecycle.run(until_signalled(work))
+        runtime.run(until_signalled(work))
     except* Interrupted:
         code = 0 if command == "up" else EXIT_INTERRUPTED
         print("stopped", file=sys.stderr)

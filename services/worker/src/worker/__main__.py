@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from common import lifecycle, log, settings
+from common import lifecycle, log, runtime, settings
 from common.errors import BrokenError
 from worker import app
 from worker.settings import WorkerSettings
@@ -28,7 +28,7 @@ if __name__ == "__main__":
     worker_settings = settings.load(WorkerSettings)
     log.configure(worker_settings.log_level, worker_settings.log_format, service="worker")
     try:
-        lifecycle.run(main(worker_settings))
+        runtime.run(main(worker_settings), worker_settings)
     except* BrokenError as group:
         for fault in group.exceptions:
             log.get(__name__).error("worker cannot work", reason=str(fault))

@@ -206,7 +206,9 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> None:
             app = WorkerApp(worker, settings, tasks)
             async with (
                 micro_service(bus, worker_id, app.stats, app.receive),
-                health_server(settings.health_host, settings.health_port, app.not_ready) as port,
+                health_server(
+                    settings.health_host, settings.health_port, app.not_ready, debug_memory=settings.debug_memory
+                ) as port,
             ):
                 await bus.client.subscribe(subjects.ALL_LIVE_CANCELS, cb=app.on_cancel)
                 await bus.client.subscribe(subjects.ALL_CLOSES, cb=app.on_close)

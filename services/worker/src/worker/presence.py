@@ -20,6 +20,7 @@ from common import headers, subjects
 from common.bus import Bus
 from common.consumer import Delivery
 from common.errors import UndecodableMessage
+from common.runtime import memory_report
 from common.schema import Job
 from worker.leases import NOT_HELD, TAKEN
 
@@ -77,8 +78,13 @@ async def micro_service(bus: Bus, worker: str, stats: Stats, receive: Receive) -
 
 
 @asynccontextmanager
-async def health_server(host: str, port: int, not_ready: Callable[[], str]) -> AsyncIterator[int]:
-    """Serve /livez, /readyz and /metrics; yields the port. `not_ready()` is the reason, or empty."""
+async def health_server(
+    host: str, port: int, not_ready: Callable[[], str], *, debug_memory: bool = False
+) -> AsyncIterator[int]:
+    """Serve /livez, /readyz and /metrics; yields the port. `not_ready()` is the reason, or empty.
+
+    With `debug_memory` also /debug/memory: the port is the operators' own, so nobody is asked for a key.
+    """
 
     async def live(_: web.Request) -> web.Response:
         return web.Response(text="live\n")
@@ -90,11 +96,15 @@ async def health_server(host: str, port: int, not_ready: Callable[[], str]) -> A
     async def show_metrics(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
+    async def show_memory(_: web.Request) -> web.Response:
+        return web.json_response(memory_report())
+
     app = web.Application()
     routes: list[tuple[str, Callable[[web.Request], Awaitable[web.StreamResponse]]]] = [
         ("/livez", live),
         ("/readyz", ready),
         ("/metrics", show_metrics),
+        *([("/debug/memory", show_memory)] if debug_memory else []),
     ]
     for path, handler in routes:
         app.router.add_get(path, handler)

@@ -8,13 +8,14 @@ from typing import Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from common.runtime import RuntimeSettings
 from common.settings import BusSettings
 from worker.chat.limits import ChatLimits
 from worker.models.opening import ModelChoice, model_named
 from worker.output_stream import OutputLimits
 
 
-class WorkerSettings(BusSettings):
+class WorkerSettings(BusSettings, RuntimeSettings):
     worker_concurrency: int = Field(default=10, ge=1, le=1000)
     """Jobs at once in this process, over all servers."""
     stream_output_threshold_bytes: int = Field(default=1024**2, ge=1024, le=2 * 1024**2)

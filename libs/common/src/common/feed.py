@@ -63,7 +63,7 @@ class SessionFeed:
         self._newest = after
         self._behind = True
         """Live messages are not buffered: the store has to be read first."""
-        self._buffer: asyncio.Queue[tuple[int, int, bytes] | None] = asyncio.Queue(BUFFERED_EVENTS)
+        self._buffer = _Buffer()
 
     async def on_message(self, msg: Msg) -> None:
         """A republished event came in. Never waits, so that NATS's own buffer stays empty."""
@@ -72,21 +72,20 @@ class SessionFeed:
         self._newest = max(self._newest, seq)
         if self._behind:
             return
-        if self._buffer.full() or not self._share.try_take(len(msg.data)):
+        if len(self._buffer) >= BUFFERED_EVENTS or not self._share.try_take(len(msg.data)):
             self.resync()
             return
-        self._buffer.put_nowait((seq, int(fields[headers.LAST_SEQUENCE]), msg.data))
+        self._buffer.put(seq, int(fields[headers.LAST_SEQUENCE]), msg.data)
 
     def resync(self) -> None:
         """Live messages may have been lost: read the store before going on."""
         self._behind = True
-        if self._buffer.empty():
-            self._buffer.put_nowait(None)  # wakes the reader
+        self._buffer.wake()
 
     async def __aiter__(self) -> AsyncGenerator[StoredEvent]:
         quiet_s = QUIET_MIN_S
         while True:
-            if self._behind and self._buffer.empty():
+            if self._behind and not self._buffer:
                 self._behind = False  # from here on live messages are buffered again
                 async with aclosing(self._read_store(seen=self._newest)) as missed:
                     async for stored in missed:
@@ -95,7 +94,7 @@ class SessionFeed:
                 continue
             try:
                 async with asyncio.timeout(quiet_s):
-                    item = await self._buffer.get()
+                    live = await self._buffer.get()
             except TimeoutError:
                 more = await self._store_has_more()
                 if more:
@@ -103,10 +102,10 @@ class SessionFeed:
                 elif more is False:
                     quiet_s = min(quiet_s * 2, QUIET_MAX_S)
                 continue
-            if item is None:
+            if live is None:
                 continue
             quiet_s = QUIET_MIN_S
-            seq, previous, data = item
+            seq, previous, data = live
             try:
                 if seq <= self._delivered:
                     continue
@@ -167,6 +166,49 @@ class SessionFeed:
     def _shed(self) -> None:
         """Hold nothing that the store has too. Only the reader does this, so it is not waiting for a message."""
         self._behind = True
-        while not self._buffer.empty():
-            if item := self._buffer.get_nowait():
-                self._share.give(len(item[2]))
+        for _, _, data in self._buffer.clear():
+            self._share.give(len(data))
+
+
+class _Live(NamedTuple):
+    """A republished event, and the number of the one before it on the same subject."""
+
+    seq: int
+    previous: int
+    data: bytes
+
+
+class _Buffer:
+    """Live events on their way to the one reader. An `asyncio.Queue` would cost each idle session 2.5 KB."""
+
+    __slots__ = ("_events", "_reader")
+
+    def __init__(self) -> None:
+        self._events: list[_Live] = []
+        self._reader: asyncio.Future[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def put(self, seq: int, previous: int, data: bytes) -> None:
+        self._events.append(_Live(seq, previous, data))
+        self.wake()
+
+    def wake(self) -> None:
+        """Have a reader that waits look again."""
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def get(self) -> _Live | None:
+        """The oldest; None if it was woken for something else."""
+        if not self._events:
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        return self._events.pop(0) if self._events else None
+
+    def clear(self) -> list[_Live]:
+        cleared, self._events = self._events, []
+        return cleared

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Any
 
@@ -76,10 +77,10 @@ class ClientConnection(TCPServer):
             self.writer.write(event.data)
             await self.writer.drain()
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         sender = Sender(self, scope, send, self._stalled_s)
         scope["state"][SENDER] = sender
-        await self._served(scope, receive, sender.send)
+        return self._served(scope, receive, sender.send)
 
     async def _read_data(self) -> None:
         await super()._read_data()

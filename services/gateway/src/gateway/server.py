@@ -14,7 +14,7 @@ from hypercorn.config import Config
 from starlette.types import ASGIApp
 
 from common.log import get
-from gateway.app import Gateway, create_app
+from gateway.app import Front, Gateway, create_app
 from gateway.client_connection import ClientConnection
 from gateway.settings import GatewaySettings
 
@@ -62,7 +62,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event, listener: socket
     host, port = listener.getsockname()[:2]
     app = create_app(settings)
     gateway: Gateway = app.state.gateway
-    async with app.router.lifespan_context(app), _accepting(app, listener, settings):
+    async with app.router.lifespan_context(app), _accepting(Front(app), listener, settings):
         _log.info("gateway listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
         await _first_of(stop, gateway.failed)
         _log.info("gateway draining", connections=gateway.connections.count)

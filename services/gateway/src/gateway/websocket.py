@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -102,13 +101,14 @@ class WebSocketConnection:
         self._room_for_large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._tasks = asyncio.TaskGroup()
         self._answering: set[asyncio.Task[None]] = set()
-        self._held: deque[dict[str, Any]] = deque()
+        self._held: list[dict[str, Any]] = []
         self._feeds: dict[str, asyncio.Task[None]] = {}
         self._opening = 0
         self._draining = False
         self._over = False
         self._closed = False
-        self._gone = asyncio.Event()
+        self._gone: asyncio.Event | None = None
+        """Made when it is waited for."""
 
     @property
     def sessions(self) -> int:
@@ -123,7 +123,8 @@ class WebSocketConnection:
             finally:
                 self._sender.on_stalled = self._sender.cut
                 self._stop_feeds()
-                self._gone.set()
+                if self._gone is not None:
+                    self._gone.set()
 
     async def drain(self) -> None:
         """Take no more requests, answer those that came, close. The client resumes elsewhere.
@@ -142,9 +143,10 @@ class WebSocketConnection:
         """The client reads nothing. What is kept for it is let go; a little later so is the connection."""
         self._closed = True
         self._stop_feeds()
-        self._tasks.create_task(self._say_why())
+        self._gone = asyncio.Event()
+        self._tasks.create_task(self._say_why(self._gone))
 
-    async def _say_why(self) -> None:
+    async def _say_why(self, gone: asyncio.Event) -> None:
         """A client that wakes up in time reads what was sent before, and then why no more comes."""
         waits_s = self._settings.stalled_client_s
         reason = f"nothing was read for {waits_s:g} s: resume from your last event"
@@ -152,7 +154,7 @@ class WebSocketConnection:
             async with asyncio.timeout(waits_s):
                 # Behind the message that the client does not take, not behind those that wait for their turn.
                 await self._sender.send({"type": "websocket.close", "code": STALLED, "reason": reason})
-                await self._gone.wait()
+                await gone.wait()
         except TimeoutError:
             self._sender.cut()
 
@@ -264,7 +266,7 @@ class WebSocketConnection:
         async with self._sending:
             # One by one: a feed that is stopped meanwhile takes nothing of the other ones with it.
             while self._held:
-                await self._put(self._held.popleft())
+                await self._put(self._held.pop(0))
             for message in messages:
                 await self._put(message)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from socket import gethostname
 from typing import Any
 
 import pytest
@@ -282,7 +283,9 @@ async def test_the_status_tells_of_gateway_workers_and_queues(rig: GatewayRig, s
 
     status = await socket.call("status/get")
 
+    assert status["gateway"].pop("uptime_s") >= 0
     assert status["gateway"] == {
+        "host": gethostname(),
         "connected": True,
         "reason": "",
         "draining": False,
@@ -290,10 +293,11 @@ async def test_the_status_tells_of_gateway_workers_and_queues(rig: GatewayRig, s
         "sessions": 1,
         "durability": {"level": "process", "weaknesses": []},
     }
-    assert status["workers"] == [{"id": "w-1", "draining": False, "pools": []}]
+    assert status["workers"] == [{"id": "w-1", "host": "", "version": "", "draining": False, "pools": []}]
+    assert 0 <= status["queues"][0].pop("oldest_s") < DEADLINE_S
     assert status["queues"] == [
         {"server": "math", "waiting": 1, "running": 0},
-        {"server": "chat", "waiting": 0, "running": 0},
+        {"server": "chat", "waiting": 0, "running": 0, "oldest_s": None},
     ]
 
 

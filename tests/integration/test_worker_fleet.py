@@ -185,6 +185,25 @@ servers:
                 break
 
 
+async def test_a_worker_tells_how_it_is_and_how_much_it_has_done(rig: WorkerRig) -> None:
+    """What `status/get` shows of it."""
+    await rig.apply("servers: {shared: {image: mcp-orchestrator/fixture:local, pool: {min: 0, max: 1}}}")
+    rig.start_worker()
+    await rig.listing("shared")
+    end = await rig.call("shared", "whoami")
+
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            [answer] = await rig.bus.gather(subjects.micro_stats("worker"), 0.1)
+            told = answer["endpoints"][0]["data"]
+            if told["jobs_ended"]:
+                break
+    assert end.data["outcome"] == "succeeded"
+    assert (told["jobs_ended"], told["not_ready"], told["draining"]) == (1, "", False)
+    assert told["memory_bytes"] > 10 * 1024 * 1024
+    assert 0 < told["uptime_s"] < DEADLINE_S
+
+
 async def test_drain_lets_a_running_job_end_and_hands_the_waiting_ones_to_another_worker(rig: WorkerRig) -> None:
     """SIGTERM loses nothing and runs nothing twice."""
     await rig.apply("servers: {shared: {image: mcp-orchestrator/fixture:local, concurrency: {per_worker: 1}}}")

@@ -179,6 +179,22 @@ async def test_the_depth_of_a_queue_tells_the_waiting_and_the_running_apart(bus:
                 pass
 
 
+async def test_the_age_of_a_queue_is_that_of_its_oldest_job(bus: Bus) -> None:
+    """One that runs is still in it."""
+    await bus.ensure_server(SERVER, 10)
+    assert await bus.oldest_job_age_s(SERVER) is None
+    await bus.enqueue_job(make_job())
+    async with bus.consume_jobs(SERVER, lambda: 1) as consumer:
+        await anext(aiter(consumer))
+        age_s = await bus.oldest_job_age_s(SERVER)
+        await bus.enqueue_job(make_job())
+        later_s = await bus.oldest_job_age_s(SERVER)
+
+    assert age_s is not None
+    assert later_s is not None
+    assert 0 <= age_s <= later_s < DEADLINE_S
+
+
 async def test_a_cluster_wide_limit_holds_over_all_workers(bus: Bus, nats_server: NatsServer) -> None:
     """The store delivers no more than `max_in_flight` until one is acknowledged."""
     await bus.ensure_server(SERVER, 2)

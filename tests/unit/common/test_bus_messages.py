@@ -219,6 +219,7 @@ def everything(bus: Bus) -> dict[str, Callable[[], Awaitable[object]]]:
         "withdraw_job": lambda: bus.withdraw_job(SERVER, SESSION, "j1"),
         "unfinished_jobs": lambda: bus.unfinished_jobs(SESSION),
         "oldest_job_seq": lambda: bus.oldest_job_seq(SERVER, SESSION),
+        "oldest_job_age_s": lambda: bus.oldest_job_age_s(SERVER),
         "count_jobs": lambda: bus.count_jobs(SESSION),
         "queue_front": lambda: bus.queue_front(SERVER),
         "jobs_behind": lambda: bus.jobs_behind(SERVER, "j1", 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import nats.js.errors
@@ -73,6 +74,17 @@ class JobQueue(EventLog):
             except nats.js.errors.NotFoundError:
                 return 0, 0
         return info.num_pending or 0, info.num_ack_pending or 0
+
+    async def oldest_job_age_s(self, server: str) -> float | None:
+        """For how long the server's oldest job that waits or runs has been in the queue; None if there is none.
+
+        The answer holds the job's message.
+        """
+        oldest = await self._next_in_queue(subjects.jobs_of_server(server), 0)
+        if oldest is None or oldest.time is None:
+            return None
+        # The store's clock may be ahead of ours.
+        return max(0.0, (datetime.now(UTC) - oldest.time).total_seconds())
 
     async def count_jobs(self, session: str) -> int:
         """How many jobs of the session wait or run, on all servers and as the stream's leader has them."""

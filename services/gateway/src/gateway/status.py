@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from time import monotonic
 from typing import Any, Final
 
 from common import subjects
@@ -21,11 +23,15 @@ class Status:
         self._store = store
         self._catalog = catalog
         self._connections = connections
+        self._host = socket.gethostname()
+        self._started = monotonic()
 
     async def get(self) -> dict[str, Any]:
         """Answers without NATS too, for then the gateway's own state is what an operator wants to see."""
         fault = self._store.fault
         gateway = {
+            "host": self._host,
+            "uptime_s": round(monotonic() - self._started, 1),
             "connected": fault is None,
             "reason": fault or "",
             "draining": self._connections.draining,
@@ -59,10 +65,19 @@ async def _workers(bus: Bus) -> list[dict[str, Any]]:
     workers = []
     for stats in answers:
         endpoints = stats.get("endpoints") or [{}]
-        workers.append({"id": stats.get("id"), **(endpoints[0].get("data") or {})})
+        host = (stats.get("metadata") or {}).get("host", "")
+        known = {"id": stats.get("id"), "host": host, "version": stats.get("version", "")}
+        workers.append({**known, **(endpoints[0].get("data") or {})})
     return sorted(workers, key=lambda worker: str(worker["id"]))
 
 
 async def _queue(bus: Bus, server: str) -> dict[str, Any]:
     waiting, running = await bus.queue_depth(server)
-    return {"server": server, "waiting": waiting, "running": running}
+    # Read only where there is one: it comes with the job's message.
+    oldest_s = await bus.oldest_job_age_s(server) if waiting or running else None
+    return {
+        "server": server,
+        "waiting": waiting,
+        "running": running,
+        "oldest_s": None if oldest_s is None else round(oldest_s, 1),
+    }

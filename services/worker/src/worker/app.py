@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from time import monotonic
 from typing import Any
 
 from nats.aio.msg import Msg
@@ -29,6 +30,7 @@ from worker.chat.server import ChatServer, serve_chat
 from worker.docker_engine import open_docker_engine
 from worker.errors import EngineUnavailable
 from worker.heartbeat import Heartbeat
+from worker.memory import resident_bytes
 from worker.models.contract import ChatModel
 from worker.models.opening import ModelUnusable, open_model
 from worker.presence import health_server, micro_service
@@ -60,6 +62,7 @@ class WorkerApp:
         self.chat: ChatServer | None = None
         """Set while turns are served."""
         self._budget: Budget | None = None
+        self._started = monotonic()
 
     # --- what is shown --------------------------------------------------------------------------------
 
@@ -87,6 +90,10 @@ class WorkerApp:
             "pools": [served.stats() for served in self._served.values()],
             "chat": self.chat.stats() if self.chat else None,
             "draining": self._budget is not None,
+            "not_ready": self.not_ready(),
+            "jobs_ended": self._worker.runner.ended,
+            "uptime_s": round(monotonic() - self._started, 1),
+            "memory_bytes": resident_bytes(),
         }
 
     # --- servers come and go --------------------------------------------------------------------------

@@ -53,6 +53,8 @@ class Runner:
         self._recording = recording
         self._held: dict[str, Held] = {}
         """Every job in hand here, by its id."""
+        self.ended = 0
+        """Jobs that came to their end here."""
 
     def cancel(self, job: str) -> None:
         """Stop a job, if it is in hand here."""
@@ -207,6 +209,7 @@ class Runner:
     def _tell_end(self, delivery: Delivery, attempt: int, ending: Ending, timings: dict[str, float]) -> None:
         """The one canonical line of a job, and its metrics."""
         job = delivery.job
+        self.ended += 1
         metrics.JOBS_ENDED.labels(job.server, ending.outcome).inc()
         if timings:
             metrics.JOB_QUEUE_SECONDS.labels(job.server).observe(timings["queue_ms"] / 1000)

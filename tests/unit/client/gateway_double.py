@@ -128,6 +128,14 @@ class GatewayDouble:
             await socket.close(code, reason)
         self._joined.clear()
 
+    def admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Check the key; the status is told over HTTP too."""
+        if request.headers.get("Authorization") != f"Bearer {KEY}":
+            return connection.respond(HTTPStatus.UNAUTHORIZED, "")
+        if request.path == "/v1/status":
+            return connection.respond(HTTPStatus.OK, json.dumps(self.answers["status/get"]))
+        return None
+
     async def serve(self, socket: ServerConnection) -> None:
         try:
             await self._serve(socket)
@@ -163,12 +171,6 @@ class GatewayDouble:
         self._joined.add(request.socket)
 
 
-def _check_key(connection: ServerConnection, request: Request) -> Response | None:
-    if request.headers.get("Authorization") == f"Bearer {KEY}":
-        return None
-    return connection.respond(HTTPStatus.UNAUTHORIZED, "")
-
-
 @asynccontextmanager
 async def run_gateway(store: Store, port: int = 0) -> AsyncIterator[GatewayDouble]:
     gateway = GatewayDouble(store)
@@ -177,7 +179,7 @@ async def run_gateway(store: Store, port: int = 0) -> AsyncIterator[GatewayDoubl
         "127.0.0.1",
         port,
         subprotocols=[Subprotocol("mcp.json")],
-        process_request=_check_key,
+        process_request=gateway.admit,
         close_timeout=0.2,
     ) as server:
         gateway._server = server

@@ -12,7 +12,16 @@ from typing import Annotated
 
 import typer
 
-from client import chat_commands, conversation_commands, dead_letter_commands, file_commands, foreground, saving, tables
+from client import (
+    chat_commands,
+    conversation_commands,
+    dead_letter_commands,
+    file_commands,
+    foreground,
+    saving,
+    tables,
+    top_commands,
+)
 from client.arguments import BadArgument, parse, schema_of
 from client.command import NOT_SUCCEEDED, SUCCEEDED, connected, run, show
 from client.event import Position
@@ -28,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(chat_commands.chat)
+app.command()(top_commands.top)
 app.add_typer(dead_letter_commands.app, name="dead-letters")
 app.add_typer(file_commands.app, name="files")
 app.add_typer(conversation_commands.app, name="conversation")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import pty
 import re
+import struct
 import sys
+import termios
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,6 +23,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(120)]
 
 ROOT = Path(__file__).parent.parent.parent
 DEADLINE_S = 100.0
+LEAVE_ALTERNATE_SCREEN = "\x1b[?1049l"
 CATALOG = """
 servers:
   time: {image: mcp-orchestrator/time:local, description: Time zones}
@@ -76,6 +81,56 @@ async def test_the_command_line_calls_a_tool_and_shows_servers_tools_and_workers
     assert (code, "convert_time" in output) == (0, True), output
     code, output = await run("client", "ps", **at)
     assert (code, "time" in output, "w-" in output) == (0, True, True), output
+    code, output = await run("client", "top", "--once", **at)
+    assert code == 0, output
+    assert output.startswith("1 workers, 0/")
+    assert "ready" in output
+
+
+async def test_top_shows_on_a_terminal_what_a_worker_does_until_it_is_left(gateway: tuple[Cluster, Service]) -> None:
+    """Drawn again as things change; q gives the terminal back as it was."""
+    cluster, service = gateway
+    await cluster.start_worker()
+    screen, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 200, 0, 0))
+    before = termios.tcgetattr(terminal)
+    env = {"ORCHESTRATOR_URL": service.url, "TERM": "xterm-256color"}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "client", "top", "--every", "0.2"),
+        cwd=ROOT,
+        env={**os.environ, **env},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            shown = await until_drawn(screen, "1 workers, 0/")
+            code, output = await run("client", "call", "time", "get_current_time", "timezone=UTC", **env)
+            assert code == 0, output
+            shown += await until_drawn(screen, "jobs/s")
+            os.write(screen, b"q")
+            shown += await until_drawn(screen, LEAVE_ALTERNATE_SCREEN)
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+    after = termios.tcgetattr(terminal)
+    os.close(terminal)
+    os.close(screen)
+
+    for words in ("w-", "time", "exec", "ready", "serving"):
+        assert words in shown, shown
+    assert after == before
+
+
+async def until_drawn(screen: int, words: str) -> str:
+    """All that comes until these words have."""
+    got = ""
+    while words not in got:
+        got += (await asyncio.to_thread(os.read, screen, 65_536)).decode(errors="replace")
+    return got
 
 
 async def test_output_of_any_size_is_saved_by_the_call_or_later(

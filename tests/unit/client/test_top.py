@@ -259,7 +259,7 @@ async def test_a_lost_gateway_leaves_the_last_view_until_it_is_back() -> None:
         async with run_gateway(Store(), int(gateway.url.rsplit(":", 1)[1])) as back:
             back.answers |= answers
             await screen.until(lambda: "reconnecting" not in screen.said("headline"))
-    assert screen.said("fault") == ""
+            assert screen.said("fault") == ""
 
 
 async def test_paused_nothing_is_asked(gateway: GatewayDouble, screen: Screen) -> None:

@@ -15,6 +15,7 @@ from textual.widgets import DataTable, Footer, Input, Static
 
 from client.errors import ClientError
 from client.overview import Overview
+from client.printable import printable
 from client.sections import SECTIONS, Order, Section, headline, lines
 
 TICK_S: Final = 0.5
@@ -87,6 +88,12 @@ class Top(App[None]):
         self._resumed.set()
         self._fault: ClientError | None = None
         self._wanted = ""
+        # Held, not looked up: what was asked may be answered when the screen is being taken down.
+        self._headline = Static(id="headline", markup=False)
+        self._fault_line = Static(id="fault", markup=False)
+        self._filter = Input(id="wanted", placeholder="show rows with…", compact=True)
+        self._tables = [SectionTable(section) for section in SECTIONS]
+        self._titles = [Static(id=f"{section.name}-title", classes="title", markup=False) for section in SECTIONS]
 
     async def follow(self) -> bool:
         """Run until the user leaves. False if the screen broke down, which it has told of then."""
@@ -99,17 +106,17 @@ class Top(App[None]):
         return self.return_code == 0
 
     def compose(self) -> ComposeResult:
-        yield Static(id="headline", markup=False)
-        yield Static(id="fault", markup=False)
-        yield Input(id="wanted", placeholder="show rows with…", compact=True)
+        yield self._headline
+        yield self._fault_line
+        yield self._filter
         with VerticalScroll(can_focus=False):
-            for section in SECTIONS:
-                yield Static(id=f"{section.name}-title", classes="title", markup=False)
-                yield SectionTable(section)
+            for title, table in zip(self._titles, self._tables, strict=True):
+                yield title
+                yield table
         yield Footer()
 
     def on_mount(self) -> None:
-        self.query_one(f"#{SECTIONS[0].name}", SectionTable).focus()
+        self._tables[0].focus()
         self._show()
         self.set_interval(TICK_S, self._show_headline)
         self.run_worker(self._look_again())
@@ -130,13 +137,13 @@ class Top(App[None]):
     def _show(self) -> None:
         with self.batch_update():
             self._show_headline()
-            for table in self.query(SectionTable):
+            for title, table in zip(self._titles, self._tables, strict=True):
                 rows = lines(table.section, self._view, table.order, self._wanted)
                 table.write(rows)
-                title = table.section.name
+                said = table.section.name
                 if not rows:
-                    title = f"no {title} with {self._wanted!r}" if self._wanted else table.section.empty
-                self.query_one(f"#{table.id}-title", Static).update(title)
+                    said = f"no {said} with {self._wanted!r}" if self._wanted else table.section.empty
+                title.update(said)
 
     def _show_headline(self) -> None:
         age_s = self._view.age_s
@@ -148,10 +155,9 @@ class Top(App[None]):
             states.append("workers and queues are not known yet")
         elif states or age_s > 2 * self._every_s + TICK_S:
             states.append(f"as it was {age_s:.0f} s ago")
-        self.query_one("#headline", Static).update(" · ".join([headline(self._view), *states]))
-        fault = self.query_one("#fault", Static)
-        fault.display = self._fault is not None
-        fault.update(self._fault.message if self._fault else "")
+        self._headline.update(" · ".join([headline(self._view), *states]))
+        self._fault_line.display = self._fault is not None
+        self._fault_line.update(printable(self._fault.message) if self._fault else "")
 
     # --- keys -----------------------------------------------------------------------------------------
 
@@ -163,15 +169,13 @@ class Top(App[None]):
         self._show_headline()
 
     def action_filter(self) -> None:
-        wanted = self.query_one("#wanted", Input)
-        wanted.display = True
-        wanted.focus()
+        self._filter.display = True
+        self._filter.focus()
 
     def action_all(self) -> None:
         """End the filter."""
-        wanted = self.query_one("#wanted", Input)
-        wanted.value = ""
-        wanted.display = False
+        self._filter.value = ""
+        self._filter.display = False
         self.screen.focus_next(SectionTable)
 
     def on_input_changed(self, event: Input.Changed) -> None:
@@ -198,4 +202,4 @@ class Top(App[None]):
     def _table(self) -> SectionTable:
         """The one that has the focus, or the first."""
         focused = self.focused
-        return focused if isinstance(focused, SectionTable) else self.query(SectionTable).first()
+        return focused if isinstance(focused, SectionTable) else self._tables[0]

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pty
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -139,6 +144,26 @@ async def test_without_a_terminal_the_live_view_says_what_does_without(gateway: 
 
     assert (got.code, got.out) == (2, "")
     assert got.err == "orchestrator: the live view needs a terminal: --once prints one view as plain text\n"
+
+
+async def test_without_textual_the_live_view_says_which_extra_has_it(gateway: GatewayDouble) -> None:
+    """A user of the client alone need not have it."""
+    screen, terminal = pty.openpty()
+    without = "import sys; sys.modules['textual'] = None; from client.cli import main; main()"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", without, "top", "--url", gateway.url),
+        env={**os.environ, "TERM": "xterm"},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=PIPE,
+    )
+    async with asyncio.timeout(DEADLINE_S):
+        _, said = await process.communicate()
+    os.close(terminal)
+    os.close(screen)
+
+    assert process.returncode == 2
+    assert b"pip install 'mcp-orchestrator-client[top]'; --once does without" in said
 
 
 async def test_a_wrong_key_is_refused_in_one_sentence(gateway: GatewayDouble) -> None:
@@ -296,6 +321,36 @@ async def test_a_filter_shows_rows_with_a_text_until_escape(screen: Screen) -> N
     await screen.press("escape")
     await screen.until(lambda: screen.column("queues") == ["time", "chat"])
     assert not screen.pilot.app.query_one(Input).display
+
+
+async def test_the_cursor_stays_at_its_line_when_workers_leave(gateway: GatewayDouble, screen: Screen) -> None:
+    """As far as there is such a line."""
+    table = screen.pilot.app.query_one("#workers", SectionTable)
+    gateway.answers["status/get"] = status(*[worker(f"w-{number}") for number in range(4)])
+    await screen.until(lambda: len(screen.column("workers")) == 4)
+    await screen.press("down", "down")
+    gateway.answers["status/get"] = status(*[worker(f"w-{number}") for number in range(3)])
+    await screen.until(lambda: len(screen.column("workers")) == 3)
+    assert table.cursor_row == 2
+
+    gateway.answers["status/get"] = status(worker("w-0"))
+    await screen.until(lambda: len(screen.column("workers")) == 1)
+    assert table.cursor_row == 0
+
+
+async def test_two_thousand_pools_are_drawn_in_seconds(gateway: GatewayDouble, screen: Screen) -> None:
+    """A hundred workers with twenty servers each; it took a minute where each changed cell had a column measured."""
+    began = monotonic()
+    for busy in (10, 5):
+        workers = [worker(f"w-{number:03}") for number in range(100)]
+        for each in workers:
+            each["pools"] = [each["pools"][0] | {"server": f"s{number}", "busy": busy} for number in range(20)]
+        gateway.answers["status/get"] = status(*workers)
+        await screen.until(lambda busy=busy: screen.column("pools", 4)[-1:] == [str(busy)])  # type: ignore[misc]
+    gateway.answers["status/get"] = status(worker("w-1"))
+    await screen.until(lambda: len(screen.column("pools")) == 1)
+
+    assert monotonic() - began < DEADLINE_S
 
 
 async def test_the_screen_can_become_small_and_large_again(screen: Screen) -> None:

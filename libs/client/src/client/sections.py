@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +22,7 @@ class Column:
     """What is sorted by: a number, a text, or None for what is not known."""
     text: Callable[[Any], str] = str
     """How a value that is known is shown."""
+    justify: Literal["left", "right"] = "left"
 
     def show(self, row: Row) -> str:
         value = self.value(row)
@@ -89,7 +90,7 @@ def print_sections(console: Console, view: Overview) -> None:
             continue
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for column in section.columns:
-            table.add_column(column.title, overflow="fold")
+            table.add_column(column.title, justify=column.justify, overflow="fold")
         for cells in rows:
             table.add_row(*cells)
         console.print(table)
@@ -97,6 +98,10 @@ def print_sections(console: Console, view: Overview) -> None:
 
 def _field(name: str) -> Callable[[Row], Any]:
     return lambda row: row.get(name)
+
+
+def _number(title: str, value: Callable[[Row], Any], text: Callable[[Any], str] = str) -> Column:
+    return Column(title, value, text, "right")
 
 
 def _duration(seconds: float) -> str:
@@ -149,12 +154,12 @@ SECTIONS: Final = (
             Column("WORKER", _name),
             Column("HOST", _field("host")),
             Column("VERSION", _field("version")),
-            Column("USED", _slot("used")),
-            Column("SLOTS", _slot("limit")),
-            Column("TURNS", _turns),
-            Column("ENDED", _field("jobs_ended")),
-            Column("MEMORY", _field("memory_bytes"), _mebibytes),
-            Column("UP", _field("uptime_s"), _duration),
+            _number("USED", _slot("used")),
+            _number("SLOTS", _slot("limit")),
+            _number("TURNS", _turns),
+            _number("ENDED", _field("jobs_ended")),
+            _number("MEMORY", _field("memory_bytes"), _mebibytes),
+            _number("UP", _field("uptime_s"), _duration),
             Column("STATE", _worker_state),
         ),
         lambda view: view.workers,
@@ -166,11 +171,11 @@ SECTIONS: Final = (
             Column("POOL", _field("server")),
             Column("WORKER", _field("worker")),
             Column("SCOPE", _field("scope")),
-            Column("READY", _field("ready")),
-            Column("BUSY", _field("busy")),
-            Column("STARTING", _field("starting")),
-            Column("LIMIT", _field("limit")),
-            Column("LEASES", _field("leases")),
+            _number("READY", _field("ready")),
+            _number("BUSY", _field("busy")),
+            _number("STARTING", _field("starting")),
+            _number("LIMIT", _field("limit")),
+            _number("LEASES", _field("leases")),
             Column("FAILURE", _field("failure")),
         ),
         _pools,
@@ -180,9 +185,9 @@ SECTIONS: Final = (
         "queues",
         (
             Column("QUEUE", _field("server")),
-            Column("WAITING", _field("waiting")),
-            Column("RUNNING", _field("running")),
-            Column("OLDEST", _field("oldest_s"), _duration),
+            _number("WAITING", _field("waiting")),
+            _number("RUNNING", _field("running")),
+            _number("OLDEST", _field("oldest_s"), _duration),
         ),
         lambda view: view.queues,
         "no queues",
@@ -192,9 +197,9 @@ SECTIONS: Final = (
         (
             Column("GATEWAY", _field("url")),
             Column("HOST", _field("host")),
-            Column("CONNECTIONS", _field("connections")),
-            Column("SESSIONS", _field("sessions")),
-            Column("UP", _field("uptime_s"), _duration),
+            _number("CONNECTIONS", _field("connections")),
+            _number("SESSIONS", _field("sessions")),
+            _number("UP", _field("uptime_s"), _duration),
             Column("STATE", _field("state")),
             Column("WHY", _field("why")),
         ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated
 
@@ -56,7 +55,7 @@ def _check_terminal() -> None:
     Raises:
         BadArgument: if there is nothing to draw on, or nothing to draw with.
     """
-    if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM", "dumb") == "dumb":
+    if not (sys.stdin.isatty() and sys.stdout.isatty()) or console().is_dumb_terminal:
         raise BadArgument("the live view needs a terminal: --once prints one view as plain text")
     try:
         import textual  # noqa: F401

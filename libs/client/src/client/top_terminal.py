@@ -41,22 +41,28 @@ class SectionTable(DataTable[Text]):
         """Write the arrow where the table is sorted."""
         for number, (column, shown) in enumerate(zip(self.section.columns, self.ordered_columns, strict=True)):
             arrow = (DOWN if self.order.descending else UP) if number == self.order.column else " "
-            shown.label = Text(f"{column.title} {arrow}")
+            shown.label = Text(f"{column.title} {arrow}", justify=column.justify)
         self.refresh()
 
     def write(self, rows: list[list[str]]) -> None:
-        """Show these rows. Only cells that have changed are touched: cursor and scroll position stay."""
-        while self.row_count > len(rows):
-            self.remove_row(self.ordered_rows[-1].key)
+        """Show these rows. Only cells that have changed are touched; the cursor stays at its line."""
+        at_line = self.cursor_row
+        if self.row_count > len(rows):
+            self.clear()  # to remove row by row takes seconds where a thousand go
         for number, cells in enumerate(rows):
-            texts = [Text(cell) for cell in cells]
+            texts = [
+                Text(cell, justify=column.justify) for cell, column in zip(cells, self.section.columns, strict=True)
+            ]
             if number >= self.row_count:
                 self.add_row(*texts)
                 continue
-            for place, text in enumerate(texts):
+            for place, (text, column) in enumerate(zip(texts, self.ordered_columns, strict=True)):
                 at = Coordinate(number, place)
                 if self.get_cell_at(at) != text:
-                    self.update_cell_at(at, text, update_width=True)
+                    # Columns do not become narrower: all their cells would be measured, for each that has changed.
+                    self.update_cell_at(at, text, update_width=text.cell_len > column.content_width)
+        if self.cursor_row != at_line:
+            self.move_cursor(row=at_line, scroll=False)
 
 
 class Top(App[None]):

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Puts the programs that only tests and operators use into .tools/bin: nats, kustomize and kubeconform, pinned and built
-# with Go; nginx and promtool unpacked from Debian's packages, so that no service of theirs starts.
+# with Go; nginx and promtool unpacked from Debian's packages, so that no service of theirs starts. Into .tools/crds: the
+# definitions of the kinds that k8s/components use and Kubernetes does not have, out of the Go modules of their projects.
 # What cannot be had here is left out, and the tests that need it say so.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,6 +14,15 @@ readonly tools=(
 )
 
 readonly packages=(nginx:usr/sbin/nginx prometheus:usr/bin/promtool)
+
+# module@version:folder of its definitions:the kinds
+readonly definitions=(
+  github.com/kedacore/keda/v2@v2.21.0:config/crd/bases:scaledobjects
+  sigs.k8s.io/gateway-api@v1.7.0:config/crd/standard:gateways,httproutes
+  github.com/prometheus-operator/prometheus-operator@v0.85.0:example/prometheus-operator-crd:podmonitors,prometheusrules,servicemonitors
+  github.com/external-secrets/external-secrets@v1.3.2:config/crds/bases:externalsecrets
+  github.com/cert-manager/cert-manager@v1.21.2:deploy/crds:certificates
+)
 
 go=$(command -v go || echo /usr/local/go/bin/go)
 
@@ -32,7 +42,27 @@ unpack() { # package, path of the program in it
   ln -sf "$PWD/$folder/$2" "$bin/"
 }
 
-mkdir -p "$bin"
+extract() { # module@version, folder of its definitions, the kinds
+  local zip kind
+  for _ in 1 2 3; do
+    # Its exit code tells also of a module that wants a newer Go than this one; its files are there all the same.
+    zip=$("$go" mod download -json "$1" 2>/dev/null | sed -n 's/^\t"Zip": "\(.*\)",\{0,1\}$/\1/p' || true)
+    if [[ -n $zip ]]; then break; fi
+    sleep 5
+  done
+  if [[ -z ${zip:-} ]]; then return 1; fi
+  for kind in ${3//,/ }; do
+    python3 - "$zip" "$1/$2" "$kind" .tools/crds <<'EOF' || return 1
+import pathlib, sys, zipfile
+zip_, folder, kind, target = sys.argv[1:]
+with zipfile.ZipFile(zip_) as files:
+    name = next(n for n in files.namelist() if n.startswith(folder + "/") and n.endswith(f"_{kind}.yaml"))
+    pathlib.Path(target, pathlib.PurePath(name).name).write_bytes(files.read(name))
+EOF
+  done
+}
+
+mkdir -p "$bin" .tools/crds
 for tool in "${tools[@]}"; do
   mark=.tools/$(tr '/' '_' <<<"$tool")
   if [[ -e $mark ]]; then continue; fi
@@ -51,5 +81,17 @@ for package in "${packages[@]}"; do
     echo "tools: apt-get is not here: no ${path##*/}" >&2
   elif ! unpack "$name" "$path"; then
     echo "tools: Debian's package $name cannot be had here: no ${path##*/}" >&2
+  fi
+done
+for definition in "${definitions[@]}"; do
+  IFS=: read -r module folder kinds <<<"$definition"
+  mark=.tools/$(tr '/' '_' <<<"$module")
+  if [[ -e $mark ]]; then continue; fi
+  if [[ ! -x $go ]]; then
+    echo "tools: Go is not installed here: no definitions of $kinds" >&2
+  elif extract "$module" "$folder" "$kinds"; then
+    touch "$mark"
+  else
+    echo "tools: the definitions of $kinds cannot be had here" >&2
   fi
 done

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from common import catalog
+from common import catalog, subjects
 from common.settings import BusSettings
 from tests.unit.k8s.rendering import K8S, OVERLAYS, Case, Object, case_id, cases, containers, of_kind, one, pods, render
 
@@ -100,7 +100,7 @@ def test_the_autoscalers_keep_to_their_bounds(name: str, least: int, most: int) 
 
 
 def test_keda_takes_the_place_of_the_workers_autoscaler() -> None:
-    """A trigger for each server of the catalog; the wait before a scale-in is not shorter than ACK_WAIT_S."""
+    """A trigger for each server of the catalog and for chat turns; the wait before a scale-in is not shorter than ACK_WAIT_S."""
     objects = render(("prod", "keda"))
     spec = one(objects, "ScaledObject", "worker")["spec"]
     down = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
@@ -108,7 +108,7 @@ def test_keda_takes_the_place_of_the_workers_autoscaler() -> None:
 
     assert [each["metadata"]["name"] for each in of_kind(objects, "HorizontalPodAutoscaler")] == ["gateway"]
     assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (1, 100)
-    assert {trigger["metadata"]["consumer"] for trigger in spec["triggers"]} == servers.keys()
+    assert {trigger["metadata"]["consumer"] for trigger in spec["triggers"]} == {*servers, subjects.CHAT}
     assert down["stabilizationWindowSeconds"] >= BusSettings().ack_wait_s
     assert 1 <= spec["fallback"]["replicas"] <= 100
     host = one(objects, "Service", "nats-headless")["metadata"]

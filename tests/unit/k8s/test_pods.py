@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -98,6 +99,15 @@ def test_the_grace_period_is_longer_than_the_way_out(overlay: str, name: str, le
     drain_s = float(environment(objects, name, name)["DRAIN_TIMEOUT_S"])
 
     assert dict(pods(objects))[name]["spec"]["terminationGracePeriodSeconds"] > pause_s + drain_s + leaving_s
+
+
+def test_a_nats_server_has_the_time_to_be_a_lame_duck() -> None:
+    """The grace period is longer than what nats.conf gives its clients to go elsewhere."""
+    config = (K8S / "base/nats/nats.conf").read_text()
+    seconds = [int(each) for each in re.findall(r"^lame_duck_\w+: (\d+)s$", config, re.MULTILINE)]
+
+    assert len(seconds) == 2
+    assert dict(pods(render(("prod",))))["nats"]["spec"]["terminationGracePeriodSeconds"] > sum(seconds)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -100,7 +100,7 @@ def test_the_autoscalers_keep_to_their_bounds(name: str, least: int, most: int) 
 
 
 def test_keda_takes_the_place_of_the_workers_autoscaler() -> None:
-    """A trigger for each server of the catalog and for chat turns; the wait before a scale-in is not shorter than ACK_WAIT_S."""
+    """A trigger for each server and for chat turns; the wait before a scale-in is not shorter than ACK_WAIT_S."""
     objects = render(("prod", "keda"))
     spec = one(objects, "ScaledObject", "worker")["spec"]
     down = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]

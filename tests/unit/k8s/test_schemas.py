@@ -127,7 +127,7 @@ def test_a_field_that_no_definition_has_is_a_fault() -> None:
         "spec": {"scaleTargetRef": {"name": "a"}, "triggers": [], "fallback": {"failureThreshold": 1, "replica": 1}},
     }
 
-    assert len(faults(json.dumps(wrong))) == 2
+    assert any("'replica' was unexpected" in each for each in faults(json.dumps(wrong)))
 
 
 def test_yaml_has_no_registry_and_every_foreign_image_a_version() -> None:

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Puts every wheel that the images need into wheels/, for builds that reach no package index.
+# The first argument names another folder. PYTHON names an interpreter of the base image's version.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+exec "${PYTHON:-python3}" -m pip wheel --quiet --disable-pip-version-check -c constraints.txt -w "${1:-wheels}" \
+  ./libs/common ./libs/client ./services/gateway "./services/worker[openai,anthropic]" watchfiles

@@ -1,7 +1,7 @@
 # Two commands on a new machine: make setup, make demo. Everything else: make help
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup tools engine-up engine-down images images-tests fmt lint type test-unit test check demo up bench chaos clean
+.PHONY: help setup tools engine-up engine-down images images-tests fmt lint type test-unit test check demo up dev bench chaos clean
 
 BIN := .venv/bin
 STAMP := .venv/.stamp
@@ -62,6 +62,9 @@ demo: $(STAMP) ## show the product at work, then leave nothing running
 
 up: $(STAMP) ## run everything on this machine until Ctrl-C
 	@$(WITH_ENGINE) sh -c '$(IMAGES) && exec $(BIN)/python -m standalone up'
+
+dev: ## build, deploy and follow changes on the cluster of kubectl's context (needs skaffold)
+	@exec skaffold dev
 
 bench: $(STAMP) ## measure what a call costs and how fast output comes (benchmarks/README.md)
 	@$(WITH_ENGINE) sh -c '$(IMAGES) --with-tests && $(BIN)/python -m benchmarks.call && $(BIN)/python -m benchmarks.conversations && exec $(BIN)/python -m benchmarks.output'

@@ -35,7 +35,7 @@ async def streams(session: Session) -> None:
     """Output must come while the command runs: the second line is written after the first was read."""
     seen = []
     command = "echo one; sleep 2; echo two"
-    async with aclosing(session.call("exec", "shell", {"command": command})) as events:
+    async with aclosing(session.call("exec", "run", {"command": command})) as events:
         async for event in events:
             if event.type == "output":
                 seen.append((event.time_ms, event.output_bytes))
@@ -44,7 +44,7 @@ async def streams(session: Session) -> None:
 
 
 async def cancels(session: Session) -> None:
-    async with aclosing(session.call("exec", "shell", {"command": "sleep 120"})) as events:
+    async with aclosing(session.call("exec", "run", {"command": "sleep 120"})) as events:
         async for event in events:
             if event.type == "started":
                 await session.cancel(event.job)
@@ -55,7 +55,7 @@ async def resumes(url: str, key: str) -> None:
     """A call that was made over one connection is followed over another one, from its first event on."""
     job = ""
     async with connect(url, key=key, keep=True) as first:
-        async with aclosing(first.call("exec", "shell", {"command": "echo before; sleep 2; echo after"})) as events:
+        async with aclosing(first.call("exec", "run", {"command": "echo before; sleep 2; echo after"})) as events:
             async for event in events:
                 if event.type == "output":
                     job = event.job

@@ -1,12 +1,12 @@
 """Makes real calls through a gateway, and says of each what came back. Ends with status 1 at the first that fails.
 
-GATEWAY_URL and API_KEY say where and as whom. The catalog must have the servers `time` and `exec`, as servers.yaml has.
+Its arguments are the address of the gateway and an API key. The catalog must have the servers `time` and `exec`, as servers.yaml has.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import sys
 from contextlib import aclosing
 
 from client import Session, connect
@@ -68,8 +68,7 @@ async def resumes(url: str, key: str) -> None:
     check("a session is resumed", output == b"before\nafter\n", output)
 
 
-async def main() -> None:
-    url, key = os.environ["GATEWAY_URL"], os.environ["API_KEY"]
+async def main(url: str, key: str) -> None:
     async with asyncio.timeout(DEADLINE_S):
         async with connect(url, key=key) as session:
             await answers(session)
@@ -79,4 +78,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(*sys.argv[1:]))

@@ -55,9 +55,7 @@ class Nginx:
         self.address = f"127.0.0.1:{port}"
 
     def http(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            base_url=f"http://{self.address}", headers=KEY, trust_env=False, timeout=DEADLINE_S
-        )
+        return httpx.AsyncClient(base_url=f"http://{self.address}", headers=KEY, trust_env=False, timeout=DEADLINE_S)
 
     @asynccontextmanager
     async def socket(self) -> AsyncIterator[Socket]:

@@ -86,7 +86,9 @@ def test_an_image_is_small_and_says_what_is_in_it(docker: Docker, images: dict[s
     labels = found["Config"]["Labels"]
     print(f"{service}: {found['Size'] / 1e6:.0f} MB")
     bill = json.loads(
-        docker("run", "--rm", "--network", "none", "--entrypoint", "cat", images[service], labels["mcp-orchestrator.sbom"])
+        docker(
+            "run", "--rm", "--network", "none", "--entrypoint", "cat", images[service], labels["mcp-orchestrator.sbom"]
+        )
     )
 
     assert found["Config"]["User"] == "10001:10001"

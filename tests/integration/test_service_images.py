@@ -44,12 +44,14 @@ class Docker:
         return found
 
     @contextmanager
-    def running(self, image: str, **env: str) -> Iterator[str]:
+    def running(self, image: str, *options: str, **env: str) -> Iterator[str]:
         """A container on the network of this machine, hardened as on Kubernetes."""
         name = f"test-{uuid4().hex}"
         given = [part for key, value in env.items() for part in ("-e", f"{key}={value}")]
         hard = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
-        self("run", "-d", "--name", name, "--network", "host", "--health-interval", "1s", *hard, *given, image)
+        self(
+            "run", "-d", "--name", name, "--network", "host", "--health-interval", "1s", *hard, *options, *given, image
+        )
         try:
             yield name
         finally:
@@ -74,7 +76,16 @@ def images(docker: Docker) -> dict[str, str]:
     tags = {}
     for service in ("gateway", "worker"):
         tags[service] = f"mcp-orchestrator/{service}:test"
-        given = ["--network", "none", "--build-arg", f"BASE_IMAGE={BASE}", "-f", f"services/{service}/Dockerfile"]
+        given = [
+            "--network",
+            "none",
+            "--target",
+            "service",
+            "--build-arg",
+            f"BASE_IMAGE={BASE}",
+            "-f",
+            f"services/{service}/Dockerfile",
+        ]
         docker("build", "--quiet", *given, "-t", tags[service], ".")
     return tags
 
@@ -101,15 +112,17 @@ async def test_both_services_become_healthy_and_end_on_sigterm(
     docker: Docker, images: dict[str, str], nats_server: NatsServer, docker_host: str
 ) -> None:
     """As a user without rights, on a root file system that is read-only; exit code 0."""
-    common = {"NATS_URL": nats_server.url}
+    engine = Path(docker_host.removeprefix("unix://"))
     keys = json.dumps({"acme": hash_key("acme-key")})
-    own = {
-        "gateway": {"PORT": str(free_port()), "HOST": "127.0.0.1", "API_KEYS": keys},
-        "worker": {"HEALTH_PORT": str(free_port()), "HEALTH_HOST": "127.0.0.1", "DOCKER_HOST": docker_host},
-    }
-    for service in ("gateway", "worker"):
-        with docker.running(images[service], **common, **own[service]) as name:
-            if service == "gateway":
-                await docker.until_healthy(name)
-                docker("stop", "-t", "30", name)
-                assert docker.inspect(name)["State"]["ExitCode"] == 0, docker("logs", name)
+    gateway = {"PORT": str(free_port()), "HOST": "127.0.0.1", "API_KEYS": keys}
+    worker = {"HEALTH_PORT": str(free_port()), "HEALTH_HOST": "127.0.0.1"}
+    socket = ["-v", f"{engine}:/var/run/docker.sock", "--group-add", str(engine.stat().st_gid)]
+    with (
+        docker.running(images["gateway"], NATS_URL=nats_server.url, **gateway) as first,
+        docker.running(images["worker"], *socket, NATS_URL=nats_server.url, **worker) as second,
+    ):
+        for name in (first, second):
+            await docker.until_healthy(name)
+        for name in (first, second):
+            docker("stop", "-t", "40", name)
+            assert docker.inspect(name)["State"]["ExitCode"] == 0, docker("logs", name)

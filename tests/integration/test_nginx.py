@@ -42,7 +42,7 @@ def written(folder: Path, port: int, gateways: list[str]) -> Path:
 
 def checked(config: Path) -> None:
     """`nginx -t`."""
-    command = [program("nginx"), "-t", "-p", str(config.parent), "-c", str(config)]
+    command = [str(program("nginx")), "-t", "-p", str(config.parent), "-c", str(config)]
     found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert found.returncode == 0, found.stderr
     assert "[warn]" not in found.stderr, found.stderr
@@ -69,7 +69,7 @@ async def run_nginx(folder: Path, gateways: list[str]) -> AsyncIterator[Nginx]:
     port = free_port()
     config = written(folder, port, gateways)
     checked(config)
-    argv = [program("nginx"), "-p", str(folder), "-c", str(config), "-g", "daemon off;"]
+    argv = [str(program("nginx")), "-p", str(folder), "-c", str(config), "-g", "daemon off;"]
     async with run_process("nginx", argv, log=folder / "nginx.log", stop_timeout_s=10):
         async with asyncio.timeout(DEADLINE_S):
             while True:

@@ -90,6 +90,10 @@ def images(docker: Docker) -> dict[str, str]:
     return tags
 
 
+def group_of(path: str) -> int:
+    return os.stat(path).st_gid
+
+
 @pytest.mark.parametrize("service", ["gateway", "worker"])
 def test_an_image_is_small_and_says_what_is_in_it(docker: Docker, images: dict[str, str], service: str) -> None:
     """No user is named root, and the bill of packages that its label points at has the service's own."""
@@ -112,11 +116,11 @@ async def test_both_services_become_healthy_and_end_on_sigterm(
     docker: Docker, images: dict[str, str], nats_server: NatsServer, docker_host: str
 ) -> None:
     """As a user without rights, on a root file system that is read-only; exit code 0."""
-    engine = Path(docker_host.removeprefix("unix://"))
+    engine = docker_host.removeprefix("unix://")
     keys = json.dumps({"acme": hash_key("acme-key")})
     gateway = {"PORT": str(free_port()), "HOST": "127.0.0.1", "API_KEYS": keys}
     worker = {"HEALTH_PORT": str(free_port()), "HEALTH_HOST": "127.0.0.1"}
-    socket = ["-v", f"{engine}:/var/run/docker.sock", "--group-add", str(engine.stat().st_gid)]
+    socket = ["-v", f"{engine}:/var/run/docker.sock", "--group-add", str(group_of(engine))]
     with (
         docker.running(images["gateway"], NATS_URL=nats_server.url, **gateway) as first,
         docker.running(images["worker"], *socket, NATS_URL=nats_server.url, **worker) as second,

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
+from common.settings import BusSettings
 from gateway.settings import GatewaySettings
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("gateway", "worker")
-SETTINGS = {"gateway": GatewaySettings, "worker": WorkerSettings}
+SETTINGS: dict[str, type[BusSettings]] = {"gateway": GatewaySettings, "worker": WorkerSettings}
 
 
 def parsed(name: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Makes real calls through a gateway, and says of each what came back. Ends with status 1 at the first that fails.
 
-Its arguments are the address of the gateway and an API key. The catalog must have the servers `time` and `exec`, as servers.yaml has.
+Its arguments are the address of the gateway and an API key. The catalog must have the servers `time` and `exec`, as
+servers.yaml has.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,19 +75,22 @@ def images(docker: Docker) -> dict[str, str]:
     """Both images, by service; everything that they need was fetched before."""
     subprocess.run([ROOT / "deploy/wheels.sh"], check=True, timeout=240)
     tags = {}
-    for service in ("gateway", "worker"):
-        tags[service] = f"mcp-orchestrator/{service}:test"
-        given = [
-            "--network",
-            "none",
-            "--target",
-            "service",
-            "--build-arg",
-            f"BASE_IMAGE={BASE}",
-            "-f",
-            f"services/{service}/Dockerfile",
-        ]
-        docker("build", "--quiet", *given, "-t", tags[service], ".")
+    try:
+        for service in ("gateway", "worker"):
+            tags[service] = f"mcp-orchestrator/{service}:test"
+            given = [
+                "--network",
+                "none",
+                "--target",
+                "service",
+                "--build-arg",
+                f"BASE_IMAGE={BASE}",
+                "-f",
+                f"services/{service}/Dockerfile",
+            ]
+            docker("build", "--quiet", *given, "-t", tags[service], ".")
+    finally:
+        shutil.rmtree(ROOT / "wheels")  # as long as it is there, builds use it, not the sources
     return tags
 
 

@@ -16,12 +16,13 @@ import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
 
-from common import headers, metrics, subjects
+from common import headers, metrics, subjects, tracing
 from common.chat_errors import TurnInProgress
 from common.consumer import JobConsumer, Room
 from common.dead_letters import DeadLetterLog
 from common.errors import QueueFull, StoreUnavailable
 from common.job_queue import job_of
+from common.job_spans import job_attributes
 from common.log import get
 from common.nats_connection import (
     REFUSED_BEHIND_ANOTHER,
@@ -112,9 +113,10 @@ class Bus(DeadLetterLog):
         job_headers = {headers.MSG_ID: job.id}
         if job.kind == "chat":
             job_headers[headers.EXPECTED_LAST_SUBJECT_SEQUENCE] = "0"
-        if traceparent:
-            job_headers[headers.TRACEPARENT] = traceparent
-        with translated("accepting a job"):
+        sending = tracing.span(f"send jobs.{job.server}", "producer", traceparent, job_attributes(job, "send"))
+        with sending, translated("accepting a job"):
+            if sending.traceparent:
+                job_headers[headers.TRACEPARENT] = sending.traceparent
             try:
                 accepted = await self._store_job(job, queued, job_headers)
             except TimeoutError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Final
 
-from common import lifecycle, log, runtime
+from common import lifecycle, log, runtime, tracing
 from common.errors import BrokenError
 from common.settings import load
 from gateway.server import listen, serve
@@ -31,7 +31,8 @@ def main() -> None:
         logger.error("gateway cannot listen", host=settings.host, port=settings.port, reason=str(exc))
         raise SystemExit(EXIT_CANNOT_LISTEN) from None
     try:
-        runtime.run(_serve(settings, listener), settings)
+        with tracing.exporting("gateway"):
+            runtime.run(_serve(settings, listener), settings)
     except BrokenError as exc:
         logger.error("gateway cannot work", reason=exc.message)
         raise SystemExit(EXIT_CANNOT_WORK) from None

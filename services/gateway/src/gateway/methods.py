@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from common import tracing
 from common.errors import UnknownMethod
 from gateway import params as given
 from gateway.catalog_view import CatalogView
@@ -66,7 +67,11 @@ class Methods:
         if found is None:
             raise UnknownMethod(method[:100], sorted(METHODS))
         model, handler = found
-        return await handler(self, caller, given.validated(model, params, as_text=as_text))
+        # MCP's place for it, which is the only one that a WebSocket has.
+        meta = params.get("_meta")
+        parent = traceparent(meta.get("traceparent")) if isinstance(meta, dict) else None
+        with tracing.span(method, "server", parent or caller.traceparent, {"mcp.method.name": method}):
+            return await handler(self, caller, given.validated(model, params, as_text=as_text))
 
     async def _open_session(self, caller: Caller, params: given.OpenParams) -> Result:
         if params.session is None:
@@ -106,7 +111,6 @@ class Methods:
             idempotency_key=params.idempotency_key,
             artifact=params.artifact,
             record=session.record,
-            # MCP's place for it, which is the only one that a WebSocket has.
             traceparent=traceparent(params.meta.get("traceparent")) or caller.traceparent,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from common import lifecycle, log, runtime, settings
+from common import lifecycle, log, runtime, settings, tracing
 from common.errors import BrokenError
 from worker import app
 from worker.settings import WorkerSettings
@@ -28,7 +28,8 @@ if __name__ == "__main__":
     worker_settings = settings.load(WorkerSettings)
     log.configure(worker_settings.log_level, worker_settings.log_format, service="worker")
     try:
-        runtime.run(main(worker_settings), worker_settings)
+        with tracing.exporting("worker"):
+            runtime.run(main(worker_settings), worker_settings)
     except* BrokenError as group:
         for fault in group.exceptions:
             log.get(__name__).error("worker cannot work", reason=str(fault))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+from common import tracing
 from common.bus import Bus
 from common.consumer import Delivery
 from common.ending import Ending
@@ -82,7 +83,8 @@ class Attempt:
         if self._held.cancelled.done():
             raise CancelledBeforeStart
         begun = perf_counter()
-        place = await take_place()
+        with tracing.span("acquire", "internal", None, {}):
+            place = await take_place()
         self.timings = {
             "queue_ms": self._held.picked_up_ms - self._job.created_ms,
             "container_ms": _since_ms(begun),

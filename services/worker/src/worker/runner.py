@@ -10,13 +10,14 @@ import asyncio
 
 import structlog
 
-from common import metrics
+from common import metrics, tracing
 from common.bus import Bus
 from common.consumer import Delivery
 from common.dead_letters import GivenUp
 from common.ending import Ending
 from common.errors import Fenced, StoreUnavailable
 from common.job_errors import JobError, QueueTimeout
+from common.job_spans import job_attributes
 from common.log import get, job_context
 from common.schema import Job, now_ms
 from common.subjects import jobs as jobs_subject
@@ -161,8 +162,9 @@ class Runner:
     async def _start(self, step: Start, held: Held, rules: JobRules, take_place: TakePlace) -> Step | None:
         """Run one attempt to its end, and settle the job if it ended. Returns what follows otherwise."""
         attempt = Attempt(self._bus, self._worker, self._output_limits, held, step.attempt, step.last_seq)
+        last = is_last(step.attempt, held.job.first_attempt)
         try:
-            end = await attempt.run(rules, take_place, last=is_last(step.attempt, held.job.first_attempt))
+            end = await self._traced(attempt, step, held, rules, take_place, last=last)
         except EngineUnavailable:
             raise
         except JobError as exc:
@@ -176,6 +178,25 @@ class Runner:
         await self._settle(held.delivery)
         self._tell_end(held.delivery, step.attempt, end, attempt.timings)
         return None
+
+    async def _traced(
+        self, attempt: Attempt, step: Start, held: Held, rules: JobRules, take_place: TakePlace, *, last: bool
+    ) -> Ending | Failed:
+        """The attempt as a span that continues the trace of the job's message."""
+        job = held.job
+        attributes = job_attributes(job, "process")
+        attributes |= {"messaging.consumer.group.name": job.server, "mcp_orchestrator.attempt": step.attempt}
+        with tracing.span(f"process jobs.{job.server}", "consumer", held.delivery.traceparent, attributes) as span:
+            end = await attempt.run(rules, take_place, last=last)
+            if isinstance(end, Failed):
+                span.fail(end.error.type)
+                if not last:
+                    span.event("retrying", {"error.type": end.error.type})
+                return end
+            span.set({"mcp_orchestrator.outcome": end.outcome})
+            if end.error:
+                span.fail(end.error.type)
+            return end
 
     async def _end(self, step: End, delivery: Delivery) -> None:
         """End a job that does not run (again)."""

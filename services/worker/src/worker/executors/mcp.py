@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+from common import tracing
 from common.schema import Job
 from worker.container import ToolContainer
 from worker.errors import AnswerNotKept, ServerGone
@@ -111,11 +112,40 @@ class McpExecutor:
     async def begin(self, container: ToolContainer, job: Job, outbox: Outbox) -> McpCall:
         params: dict[str, Any] = {"name": job.tool, "arguments": job.arguments}
         meta = {name: value for name, value in job.meta.items() if name != "progressToken"}
+        attributes = {
+            "mcp.method.name": "tools/call",
+            "gen_ai.operation.name": "execute_tool",
+            "gen_ai.tool.name": job.tool,
+            "network.transport": "pipe",
+        }
+        calling = tracing.span(f"tools/call {job.tool}", "client", None, attributes)
+        if calling.traceparent:
+            meta["traceparent"] = calling.traceparent
         if meta:
             params["_meta"] = meta
         connection = container.connection
-        request_id, answered = await connection.send("tools/call", params, outbox.progress)
+        try:
+            request_id, answered = await connection.send("tools/call", params, outbox.progress)
+        except ServerGone as exc:
+            calling.fail(exc.type)
+            calling.end()
+            raise
+        calling.set({"jsonrpc.request.id": str(request_id)})
+        answered.add_done_callback(lambda done: _end_span(calling, done))
         return McpCall(connection, request_id, answered, outbox, self._tasks, as_artifact=job.artifact)
 
     async def probe(self, container: ToolContainer) -> None:
         await container.connection.ping()
+
+
+def _end_span(calling: tracing.Span, answered: asyncio.Future[Answer]) -> None:
+    if answered.cancelled():
+        calling.fail("cancelled")
+    elif failure := answered.exception():
+        calling.fail(str(getattr(failure, "type", type(failure).__name__)))
+    else:
+        answer = answered.result()
+        is_error = answer.is_error if isinstance(answer, LargeAnswer) else answer.get("isError") is True
+        if is_error:
+            calling.fail("tool_error")
+    calling.end()

@@ -12,7 +12,7 @@ from contextlib import suppress
 from time import perf_counter
 from typing import Any, Final
 
-from common import metrics
+from common import metrics, tracing
 from common.bus import Bus
 from common.conversations.message import Message
 from common.conversations.repository import Conversations
@@ -106,13 +106,22 @@ class Turn:
         )
         self._said.clear()
         begun = perf_counter()
-        reply = await self._model.reply(
-            self._limits.system_prompt,
-            messages,
-            self._tools.offers,
-            max_tokens=self._limits.reply_tokens,
-            tell=self._tell,
-        )
+        provider, _, name = self._model.name.partition(":")
+        asked = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": provider, "gen_ai.request.model": name}
+        with tracing.span(f"chat {name}", "client", None, asked) as asking:
+            reply = await self._model.reply(
+                self._limits.system_prompt,
+                messages,
+                self._tools.offers,
+                max_tokens=self._limits.reply_tokens,
+                tell=self._tell,
+            )
+            asking.set(
+                {
+                    "gen_ai.usage.input_tokens": reply.usage.input_tokens,
+                    "gen_ai.usage.output_tokens": reply.usage.output_tokens,
+                }
+            )
         metrics.CHAT_MODEL_SECONDS.labels(self._model.name).observe(perf_counter() - begun)
         metrics.CHAT_TOKENS.labels(self._model.name, "input").inc(reply.usage.input_tokens)
         metrics.CHAT_TOKENS.labels(self._model.name, "output").inc(reply.usage.output_tokens)

@@ -25,7 +25,12 @@ SECRET = "not-for-a-trace"
 
 
 async def traced(
-    found: Collector, nats_server: NatsServer, docker_host: str, monkeypatch: pytest.MonkeyPatch, tool: str, **arguments: str
+    found: Collector,
+    nats_server: NatsServer,
+    docker_host: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tool: str,
+    **arguments: str,
 ) -> dict[str, object]:
     """Call the tool; its `result`. When this returns the spans are at the collector."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.url)

@@ -16,6 +16,7 @@ LINES = 400
 SUBJECT = re.compile(r"(jobs|sessions|live|dead|close|workers)\.(\S|$)|\$(JS|KV|SRV)\b")
 
 READS_ENVIRONMENT = {
+    ("libs/common/src/common/tracing.py", "exporting"): "OpenTelemetry's own variables, which its SDK reads itself",
     ("services/worker/src/worker/served_server.py", "_environment"): "secrets of the catalog are named by it",
     ("services/standalone/src/standalone/stack.py", "_process"): "the children get ours, and more",
 }

@@ -115,7 +115,7 @@ async def test_a_call_is_one_trace_from_the_client_to_the_container(
 async def test_each_attempt_of_a_job_is_a_span_of_its_trace(
     nats_server: NatsServer, docker_host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server ends during each attempt of a repeatable tool: the failure stands on each, its retry on all but one."""
+    """A repeatable tool whose server ends each time: each attempt says so, all but the last that another follows."""
     with collector() as found:
         end = await traced(found, nats_server, docker_host, monkeypatch, "break_down", words=SECRET)
         attempts = found.named("process jobs.shared")

@@ -44,8 +44,8 @@ packages=()
 for project in libs/*/pyproject.toml services/*/pyproject.toml; do
   packages+=(-e "${project%/*}")
 done
-packages+=(-e "services/worker[openai,anthropic]" -e "libs/client[top]") # the tests run the real SDKs and screen
-packages+=(-e "services/worker[openai,anthropic]" -e "libs/common[otel]") # the tests run the real SDKs
+# The tests run the real SDKs, the screen and the tracing.
+packages+=(-e "services/worker[openai,anthropic]" -e "libs/client[top]" -e "libs/common[otel]")
 .venv/bin/python -m pip install --disable-pip-version-check --no-input -c constraints.txt \
   -r requirements-dev.txt "${packages[@]}" >>"$log" 2>&1 || {
   tail -n 15 "$log" >&2

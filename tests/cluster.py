@@ -17,6 +17,7 @@ from common.settings import BusSettings
 from common.streams import Limits
 from standalone.probe import wait_until_ready
 from standalone.process import Child, run_process
+from tests.nats_server import credentials
 from worker.docker_engine import DockerEngine, open_docker_engine
 from worker.reaper import STORE_LABEL
 
@@ -60,12 +61,13 @@ class Cluster:
         name = f"{module}-{self._count}"
         with socket.create_server(("127.0.0.1", 0)) as free:
             port: int = free.getsockname()[1]
+        given = {key: value.format(port=port) for key, value in env.items()}
         child = await self._resources.enter_async_context(
             run_process(
                 name,
                 [sys.executable, "-m", module],
                 log=self._folder / f"{name}.log",
-                env={**os.environ, **self._env, **{key: value.format(port=port) for key, value in env.items()}},
+                env={**os.environ, **self._env, **credentials(module), **given},
                 stop_timeout_s=STOP_TIMEOUT_S,
             )
         )

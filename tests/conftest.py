@@ -17,11 +17,12 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 async def nats_server(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    """A nats-server of the test's own."""
+    """A nats-server of the test's own. No service may have tried there what its user is not allowed."""
     folder = tmp_path / "nats"
     folder.mkdir()
     async with run_nats_server(folder) as server:
         yield server
+    assert server.violations() == []
 
 
 @pytest.fixture(scope="session")

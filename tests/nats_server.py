@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +18,15 @@ from subprocess import DEVNULL
 BINARY = Path(sys.executable).with_name("nats-server")
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 10.0
+AUTHORIZATION = Path(__file__).parents[1] / "k8s/base/nats/authorization.conf"
+"""Who may do what in production. Here whoever does not log in is the operator."""
+PASSWORDS = {f"NATS_{user}_PASSWORD": f"{user.lower()}-secret" for user in ("OPERATOR", "GATEWAY", "WORKER")}
+VIOLATION = "Violation"
+
+
+def credentials(user: str) -> dict[str, str]:
+    """The environment in which a service logs in as `user`."""
+    return {"NATS_USER": user, "NATS_PASSWORD": PASSWORDS[f"NATS_{user.upper()}_PASSWORD"]}
 
 
 class NatsServer:
@@ -30,23 +41,30 @@ class NatsServer:
     def url(self) -> str:
         return f"nats://127.0.0.1:{self._port}"
 
+    def violations(self) -> list[str]:
+        """What users tried that they may not."""
+        return [line for line in (self._folder / "nats.log").read_text().splitlines() if VIOLATION in line]
+
     async def start(self) -> None:
         config = self._folder / "nats.conf"
         ports = self._folder / "ports"
         ports.mkdir(exist_ok=True)
         for old in ports.glob("*.ports"):
             old.unlink()
+        shutil.copy(AUTHORIZATION, self._folder)
         config.write_text(
             f"""
             listen: 127.0.0.1:{self._port}
             max_payload: 8MB
             ports_file_dir: "{ports}"
             jetstream {{ store_dir: "{self._folder / "store"}", max_file_store: 24GB }}
+            include ./authorization.conf
+            no_auth_user: operator
             """
         )
         with (self._folder / "nats.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                str(BINARY), "-c", str(config), stdout=DEVNULL, stderr=log
+                str(BINARY), "-c", str(config), stdout=DEVNULL, stderr=log, env={**os.environ, **PASSWORDS}
             )
         async with asyncio.timeout(START_TIMEOUT_S):
             # The file is there before it is written.

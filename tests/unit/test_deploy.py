@@ -31,7 +31,7 @@ SKAFFOLD = parsed("skaffold.yaml")
 def test_compose_sets_only_what_the_service_reads(service: str) -> None:
     given = set(COMPOSE["services"][service]["environment"])
 
-    assert given <= {name.upper() for name in SETTINGS[service].model_fields} | {"NATS_USER", "NATS_PASSWORD"}
+    assert given <= {name.upper() for name in SETTINGS[service].model_fields}
 
 
 def test_compose_takes_every_variable_from_the_example_of_env_or_has_a_default_for_it() -> None:

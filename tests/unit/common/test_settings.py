@@ -15,6 +15,8 @@ from worker.settings import WorkerSettings
 
 OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "nats_url": ("nats://a:1,nats://b:2", "nats://a:1,nats://b:2"),
+    "nats_user": ("worker", "worker"),
+    "nats_password": ("hunter2", SecretStr("hunter2")),
     "durability": ("power", "power"),
     "nats_replicas": ("3", 3),
     "nats_monitor_url": ("http://a:8222,https://b:8222", "http://a:8222,https://b:8222"),
@@ -32,6 +34,11 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "ack_wait_s": ("9", 9.0),
     "log_level": ("warning", "warning"),
     "log_format": ("json", "json"),
+    "event_loop": ("asyncio", "asyncio"),
+    "garbage_collection": ("python", "python"),
+    "allocator": ("libc", "libc"),
+    "memory_ceiling_mb": ("1500", 1500),
+    "debug_memory": ("true", True),
     "worker_concurrency": ("3", 3),
     "docker_host": ("tcp://engine:2375", "tcp://engine:2375"),
     "boots_at_once": ("5", 5),

@@ -245,6 +245,8 @@ async def connect(settings: BusSettings, name: str) -> AsyncIterator[Bus]:
     try:
         await client.connect(
             servers=settings.nats_url.split(","),
+            user=settings.nats_user or None,
+            password=settings.nats_password.get_secret_value() or None,
             name=name,
             error_cb=on_error,
             disconnected_cb=on_disconnected,

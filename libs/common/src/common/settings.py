@@ -9,7 +9,7 @@ import sys
 from typing import Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from common.streams import Limits
@@ -30,6 +30,9 @@ class BusSettings(BaseSettings):
 
     nats_url: str = "nats://127.0.0.1:4222"
     """Comma-separated addresses of the NATS servers; credentials may stand in the URL."""
+    nats_user: str = ""
+    """Logs in at NATS with NATS_PASSWORD; empty where anybody may connect, or where the URL says who."""
+    nats_password: SecretStr = SecretStr("")
     durability: DurabilityLevel = "process"
     """What an accepted job survives; at start the servers are asked whether they keep to it (common.durability)."""
     nats_replicas: int | None = Field(default=None, ge=1, le=5)

@@ -1,7 +1,6 @@
 """How the process of a service runs: its event loop, its allocator, its garbage collection, and how large it may get.
 
-The defaults are what `python -m benchmarks.sessions` is best with; each can be had without, to be measured again
-(benchmarks/README.md has the figures, docs/adr/0019 the reasons).
+Each setting can be had without, so that `python -m benchmarks.sessions` can measure what it is worth.
 """
 
 from __future__ import annotations

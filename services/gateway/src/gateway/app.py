@@ -147,7 +147,7 @@ class Front:
     """ASGI: a WebSocket goes straight to its door, everything else through Starlette.
 
     For as long as it is open a WebSocket would hold the frames of Starlette's routing and middleware, none of which
-    does anything for it: 4 KB of 60 (benchmarks/README.md).
+    does anything for it.
     """
 
     def __init__(self, app: Starlette) -> None:

@@ -22,7 +22,8 @@ from worker.docker_engine import DockerEngine, open_docker_engine
 from worker.reaper import STORE_LABEL
 
 READY_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 60.0
+"""More than a service allows itself, which then says in its log what each of its tasks waits for."""
 DEADLINE_S = 60.0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,19 @@ from tests.leftovers import child_processes
 from tests.nats_server import NatsServer, run_nats_server
 
 ROOT = Path(__file__).parent.parent
+LOG_SHOWN_BYTES = 8192
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails shows how the logs end that its processes wrote into its folder."""
+    report = yield
+    folder = getattr(item, "funcargs", {}).get("tmp_path")
+    if report.failed and folder is not None:
+        for log in sorted(folder.rglob("*.log")):
+            end = log.read_bytes()[-LOG_SHOWN_BYTES:].decode(errors="replace")
+            report.sections.append((f"{report.when}: end of {log.relative_to(folder)}", end))
+    return report
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from nats.errors import SlowConsumerError
 
 import common.event_log
 import common.feed
+import common.feeds
 from common import subjects
 from common.allowance import Allowance, Share
 from common.bus import Bus
@@ -445,6 +446,7 @@ async def test_a_last_event_whose_live_message_reached_nobody_comes_all_the_same
 ) -> None:
     """No event behind it shows the gap, and the connection stands."""
     monkeypatch.setattr(common.feed, "QUIET_MIN_S", 0.05)
+    monkeypatch.setattr(common.feeds, "LOOK_PERIOD_S", 0.05)
     async with reading(bus) as reader:
         await store_events(bus, 1)
         first = await reader.numbers(1)
@@ -455,6 +457,25 @@ async def test_a_last_event_whose_live_message_reached_nobody_comes_all_the_same
         second = await reader.numbers(1)
 
     assert second[0] > first[0]
+
+
+async def test_an_accepted_job_of_which_no_event_comes_is_looked_for_soon(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session was idle, so its feed would not look into the store for a minute."""
+    monkeypatch.setattr(common.feed, "QUIET_MIN_S", 0.05)
+    monkeypatch.setattr(common.feeds, "LOOK_PERIOD_S", 0.05)
+    async with reading(bus) as reader:
+        await bus.publish_event(make_event("done", "result"), expected=0)
+        await reader.events(1)
+        for subscription in list(bus.client._subs.values()):
+            if subscription.subject == subjects.live_of_session(SESSION):
+                await subscription.unsubscribe()
+        async with asyncio.TaskGroup() as tasks:
+            waiting = tasks.create_task(reader.events(1))
+            accepted = await bus.enqueue_job(make_job())
+
+    assert [stored.seq for stored in waiting.result()] == [accepted.seq]
 
 
 async def test_an_event_that_was_taken_back_does_not_hold_up_the_feed(

@@ -122,6 +122,7 @@ class Bus(DeadLetterLog):
             except TimeoutError:
                 accepted = await self._store_job(job, queued, job_headers)  # what of it was stored is stored once
         metrics.JOBS_ACCEPTED.labels(job.server).inc()
+        self._feeds.expect(job.session, accepted.seq)
         return accepted
 
     async def _store_job(self, job: Job, queued: Event, job_headers: dict[str, str]) -> Accepted:
@@ -197,8 +198,7 @@ class Bus(DeadLetterLog):
         _log.info("NATS connection is back", feeds=len(self._feeds))
         self._back.set()
         self._back = asyncio.Event()
-        for feed in self._feeds:
-            feed.resync()
+        self._feeds.resync()
         for consumer in self._consumers:
             consumer.reset()
         await self._restart_watchers()
@@ -209,8 +209,7 @@ class Bus(DeadLetterLog):
 
     async def on_error(self, exc: Exception) -> None:
         if isinstance(exc, nats.errors.SlowConsumerError):
-            for feed in self._feeds:
-                feed.resync()
+            self._feeds.resync()
         if not isinstance(exc, asyncio.CancelledError):
             _log.warning("NATS", error=f"{type(exc).__name__}: {exc}")
 

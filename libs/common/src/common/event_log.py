@@ -22,6 +22,7 @@ from common import headers, metrics, subjects
 from common.allowance import Share, own_share
 from common.errors import Fenced, PayloadTooLarge, UndecodableMessage
 from common.feed import SessionFeed, StoredEvent
+from common.feeds import Feeds
 from common.log import get
 from common.nats_connection import REFUSED_BEHIND_ANOTHER, REQUEST_TIMEOUT_S, translated
 from common.object_store import ObjectStore
@@ -45,7 +46,7 @@ class EventLog(ObjectStore):
 
     def __init__(self, client: Client, publisher: Publisher, limits: Limits) -> None:
         super().__init__(client, publisher, limits)
-        self._feeds: set[SessionFeed] = set()
+        self._feeds = Feeds()
         self._range = SharedRead(self._read_range)
 
     # --- writing --------------------------------------------------------------------------------------
@@ -250,11 +251,10 @@ class EventLog(ObjectStore):
                     pending_msgs_limit=LIVE_PENDING_EVENTS,
                     pending_bytes_limit=LIVE_PENDING_EVENTS_OF_FULL_SIZE * self.max_payload,
                 )
-            self._feeds.add(feed)
             try:
-                yield feed
+                with self._feeds.holding(session, feed):
+                    yield feed
             finally:
-                self._feeds.discard(feed)
                 await self._unsubscribe(subscription)
 
     async def oldest_event_ms(self) -> int:

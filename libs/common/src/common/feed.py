@@ -33,8 +33,9 @@ REPLAY_RETRY_S = 0.25
 QUIET_MIN_S = 5.0
 QUIET_MAX_S = 60.0
 """A feed that hears nothing looks whether the store has more: what is republished while a cluster's nodes come and go
-may reach nobody, and the last event of a job has none behind it that would show the gap. After that long first, then
-ever more seldom while the store says that there is no more: an idle session costs one small read a minute."""
+may reach nobody, and the last event of a job has none behind it that would show the gap. While a job of the session is
+under way it looks after the shorter time first, then ever more seldom while the store says that there is no more. With
+no job under way only another client's could be missed: an idle session costs one small read a minute."""
 LEADER_LAG_S = 2.0
 """How long an event seen live may be unknown to whoever answers as the stream's leader."""
 
@@ -64,6 +65,11 @@ class SessionFeed:
         self._behind = True
         """Live messages are not buffered: the store has to be read first."""
         self._buffer = _Buffer()
+        self._under_way: frozenset[str] = frozenset()
+        """Jobs of which there was an event and no end yet."""
+        self._quiet_s = QUIET_MIN_S
+        self._look_at = asyncio.get_running_loop().time() + QUIET_MIN_S
+        self._look_due = False
 
     async def on_message(self, msg: Msg) -> None:
         """A republished event came in. Never waits, so that NATS's own buffer stays empty."""
@@ -82,29 +88,33 @@ class SessionFeed:
         self._behind = True
         self._buffer.wake()
 
+    def expect(self, seq: int, now: float) -> None:
+        """Event `seq` is stored: look soon if it does not come. `now` is the loop's time."""
+        self._newest = max(self._newest, seq)
+        if seq > self._delivered:
+            self._quiet_s = QUIET_MIN_S
+            self._look_at = min(self._look_at, now + QUIET_MIN_S)
+
+    def look_if_due(self, now: float) -> None:
+        """Comes once in a while, with the loop's time."""
+        if now >= self._look_at and not self._look_due:
+            self._look_due = True
+            self._buffer.wake()
+
     async def __aiter__(self) -> AsyncGenerator[StoredEvent]:
-        quiet_s = QUIET_MIN_S
         while True:
             if self._behind and not self._buffer:
                 self._behind = False  # from here on live messages are buffered again
                 async with aclosing(self._read_store(seen=self._newest)) as missed:
                     async for stored in missed:
-                        quiet_s = QUIET_MIN_S
+                        self._heard(stored.event)
                         yield stored
                 continue
-            try:
-                async with asyncio.timeout(quiet_s):
-                    live = await self._buffer.get()
-            except TimeoutError:
-                more = await self._store_has_more()
-                if more:
-                    self._behind = True
-                elif more is False:
-                    quiet_s = min(quiet_s * 2, QUIET_MAX_S)
-                continue
+            live = await self._buffer.get()
             if live is None:
+                if self._look_due:
+                    await self._look()
                 continue
-            quiet_s = QUIET_MIN_S
             seq, previous, data = live
             try:
                 if seq <= self._delivered:
@@ -114,9 +124,28 @@ class SessionFeed:
                     continue
                 self._delivered = seq
                 if event := self._decoded(seq, data):
+                    self._heard(event)
                     yield StoredEvent(seq, event)
             finally:
                 self._share.give(len(data))
+
+    def _heard(self, event: Event) -> None:
+        if event.terminal:
+            self._under_way -= {event.job}
+        else:
+            self._under_way |= {event.job}
+        self._wait(QUIET_MIN_S if self._under_way else QUIET_MAX_S)
+
+    def _wait(self, quiet_s: float) -> None:
+        self._quiet_s = quiet_s
+        self._look_at = asyncio.get_running_loop().time() + quiet_s
+
+    async def _look(self) -> None:
+        more = await self._store_has_more()
+        self._look_due = False
+        if more:
+            self._behind = True
+        self._wait(self._quiet_s if more is None else min(self._quiet_s * 2, QUIET_MAX_S))
 
     async def _store_has_more(self) -> bool | None:
         """None if the store is away: nothing is known then, and that is when live messages are lost."""

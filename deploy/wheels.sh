@@ -6,5 +6,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # One date for all files: wheels of the same sources are the same bytes, and the engine has what it built of them.
 export SOURCE_DATE_EPOCH=1704067200
 "${PYTHON:-python3}" -m pip wheel --quiet --disable-pip-version-check -c constraints.txt -w "${1:-wheels}" \
-  ./libs/common ./libs/client ./services/gateway "./services/worker[openai,anthropic]" watchfiles
+  ./libs/common ./libs/client "./services/gateway[otel]" "./services/worker[openai,anthropic,otel]" watchfiles
 rm -rf libs/*/build services/*/build # left by setuptools; what was deleted since would come back from there

@@ -36,7 +36,7 @@ def cases() -> list[Case]:
     bare: list[Case] = [(overlay,) for overlay in OVERLAYS]
     single: list[Case] = [(overlay, component) for overlay in OVERLAYS for component in COMPONENTS]
     together: list[Case] = [
-        ("prod", "external-secrets", *entry, *engine, *scaling, *nats)
+        ("prod", "external-secrets", "tracing", *entry, *engine, *scaling, *nats)
         for entry, engine, scaling, nats in itertools.product(_ENTRIES, _ENGINES, _SCALING, _NATS)
     ]
     return bare + single + together

@@ -24,13 +24,13 @@ from common.errors import StoreUnavailable
 from common.job_errors import JobError
 from common.lifecycle import Budget
 from common.log import get
+from common.runtime import resident_bytes
 from common.schema import ToolListing, now_ms
 from worker.boot_gate import BootGate
 from worker.chat.server import ChatServer, serve_chat
 from worker.docker_engine import open_docker_engine
 from worker.errors import EngineUnavailable
 from worker.heartbeat import Heartbeat
-from worker.memory import resident_bytes
 from worker.models.contract import ChatModel
 from worker.models.opening import ModelUnusable, open_model
 from worker.presence import health_server, micro_service
@@ -93,7 +93,7 @@ class WorkerApp:
             "not_ready": self.not_ready(),
             "jobs_ended": self._worker.runner.ended,
             "uptime_s": round(monotonic() - self._started, 1),
-            "memory_bytes": resident_bytes(),
+            "memory_bytes": resident_bytes() or None,
         }
 
     # --- servers come and go --------------------------------------------------------------------------

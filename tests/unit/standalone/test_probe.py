@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -17,14 +17,22 @@ HOST = "127.0.0.1"
 
 @asynccontextmanager
 async def answering(answer: Callable[[], bytes]) -> AsyncIterator[int]:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer())
-        writer.close()
+    serving: set[asyncio.Task[None] | None] = set()
 
-    server = await asyncio.start_server(serve, HOST, 0)
-    async with server:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.add(asyncio.current_task())
+        try:
+            with suppress(asyncio.IncompleteReadError):  # whoever asked has given up
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(answer())
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    async with await asyncio.start_server(serve, HOST, 0) as server:
         yield server.sockets[0].getsockname()[1]
+    await asyncio.gather(*filter(None, serving))
 
 
 def http(status: int, body: str) -> bytes:

@@ -12,7 +12,6 @@ from nats.errors import SlowConsumerError
 
 import common.event_log
 import common.feed
-import common.feeds
 from common import subjects
 from common.allowance import Allowance, Share
 from common.bus import Bus
@@ -446,7 +445,6 @@ async def test_a_last_event_whose_live_message_reached_nobody_comes_all_the_same
 ) -> None:
     """No event behind it shows the gap, and the connection stands."""
     monkeypatch.setattr(common.feed, "QUIET_MIN_S", 0.05)
-    monkeypatch.setattr(common.feeds, "LOOK_PERIOD_S", 0.05)
     async with reading(bus) as reader:
         await store_events(bus, 1)
         first = await reader.numbers(1)
@@ -464,7 +462,6 @@ async def test_an_accepted_job_of_which_no_event_comes_is_looked_for_soon(
 ) -> None:
     """The session was idle, so its feed would not look into the store for a minute."""
     monkeypatch.setattr(common.feed, "QUIET_MIN_S", 0.05)
-    monkeypatch.setattr(common.feeds, "LOOK_PERIOD_S", 0.05)
     async with reading(bus) as reader:
         await bus.publish_event(make_event("done", "result"), expected=0)
         await reader.events(1)

@@ -242,6 +242,7 @@ class EventLog(ObjectStore):
         """
         with ExitStack() as stack:
             feed = SessionFeed(self, session, after, share or stack.enter_context(own_share()))
+            stack.callback(feed.close)
             with translated("subscribing to a session"):
                 # Not flushed: the feed reads the store first, over the same connection, so the server has the
                 # subscription by then. (A flush that is cancelled ends nats-py 2.16's read loop for good.)

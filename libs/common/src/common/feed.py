@@ -67,9 +67,10 @@ class SessionFeed:
         self._buffer = _Buffer()
         self._under_way: frozenset[str] = frozenset()
         """Jobs of which there was an event and no end yet."""
-        self._quiet_s = QUIET_MIN_S
-        self._look_at = asyncio.get_running_loop().time() + QUIET_MIN_S
         self._look_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        """Fires when it is time to look, or earlier: it is not set anew for each event."""
+        self._wait(QUIET_MIN_S)
 
     async def on_message(self, msg: Msg) -> None:
         """A republished event came in. Never waits, so that NATS's own buffer stays empty."""
@@ -88,18 +89,16 @@ class SessionFeed:
         self._behind = True
         self._buffer.wake()
 
-    def expect(self, seq: int, now: float) -> None:
-        """Event `seq` is stored: look soon if it does not come. `now` is the loop's time."""
+    def expect(self, seq: int) -> None:
+        """Event `seq` is stored: look soon if it does not come."""
         self._newest = max(self._newest, seq)
         if seq > self._delivered:
-            self._quiet_s = QUIET_MIN_S
-            self._look_at = min(self._look_at, now + QUIET_MIN_S)
+            self._wait(QUIET_MIN_S)
 
-    def look_if_due(self, now: float) -> None:
-        """Comes once in a while, with the loop's time."""
-        if now >= self._look_at and not self._look_due:
-            self._look_due = True
-            self._buffer.wake()
+    def close(self) -> None:
+        """It looks no more."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     async def __aiter__(self) -> AsyncGenerator[StoredEvent]:
         while True:
@@ -137,8 +136,23 @@ class SessionFeed:
         self._wait(QUIET_MIN_S if self._under_way else QUIET_MAX_S)
 
     def _wait(self, quiet_s: float) -> None:
+        """Look into the store if nothing is heard for so long."""
         self._quiet_s = quiet_s
         self._look_at = asyncio.get_running_loop().time() + quiet_s
+        if self._timer is None or self._timer.when() > self._look_at:
+            self.close()
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        self._timer = asyncio.get_running_loop().call_at(self._look_at, self._on_time)
+
+    def _on_time(self) -> None:
+        if asyncio.get_running_loop().time() < self._look_at:
+            self._set_timer()
+            return
+        self._timer = None
+        self._look_due = True
+        self._buffer.wake()
 
     async def _look(self) -> None:
         more = await self._store_has_more()

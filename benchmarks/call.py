@@ -13,11 +13,8 @@ DOCKER_HOST names the engine; the images of `make images` must be there.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import statistics
-import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -28,6 +25,8 @@ from typing import Any, get_args
 import uvloop
 from aiodocker.stream import Stream
 
+from benchmarks import command
+from benchmarks.command import percentile
 from benchmarks.engine import open_docker
 from client import JobResult, Session, connect
 from common.settings import DurabilityLevel
@@ -170,17 +169,8 @@ async def measure(calls: int, acquires: int, colds: int, durability: DurabilityL
     }
 
 
-def percentile(values: list[float], percent: int) -> float:
-    """Nearest rank; of fewer than 100 values the 99th is the largest."""
-    if percent == 50:
-        return round(statistics.median(values), 3)
-    ordered = sorted(values)
-    return round(ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))], 3)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.call", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--json", action="store_true", help="print nothing but the JSON object")
+    parser = command.parser("call", __doc__)
     parser.add_argument("--calls", type=int, default=1000, help="warm calls by each way (default: %(default)s)")
     parser.add_argument("--acquires", type=int, default=40, help="takes from a warm pool (default: %(default)s)")
     parser.add_argument("--colds", type=int, default=10, help="cold starts (default: %(default)s)")
@@ -191,15 +181,10 @@ def main() -> None:
         help="what an accepted call survives (default: %(default)s)",
     )
     options = parser.parse_args()
-    for name in ("calls", "acquires", "colds"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1")
+    command.require_at_least(1, parser, options, "calls", "acquires", "colds")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         figures = runner.run(measure(options.calls, options.acquires, options.colds, options.durability))
-    if not options.json:
-        for name, value in figures.items():
-            print(f"{name:20} {value:>10}", file=sys.stderr)
-    print(json.dumps(figures))
+    command.print_figures(figures, options)
 
 
 if __name__ == "__main__":

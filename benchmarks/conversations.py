@@ -6,11 +6,9 @@ results and of texts of this machine (benchmarks/corpus.py), trains a dictionary
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gzip
 import json
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from statistics import median
 from time import perf_counter, thread_time
 from typing import Any
 
+from benchmarks import command
 from benchmarks.corpus import Conversation, chats, texts, tool_heavy, tool_results
 from client import connect as connect_client
 from common.bus import Bus, connect
@@ -187,16 +186,10 @@ async def measure() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.conversations", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("--json", action="store_true", help="print nothing but the JSON object")
+    parser = command.parser("conversations", __doc__)
     options = parser.parse_args()
     figures = asyncio.run(measure())  # not uvloop, whose calls cannot be timed
-    if not options.json:
-        for name, value in figures.items():
-            print(f"{name:26} {value:>10}", file=sys.stderr)
-    print(json.dumps(figures))
+    command.print_figures(figures, options)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,8 @@ The disk decides: `sync_p50_ms` is what one fdatasync of 256 bytes takes in the 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import os
-import sys
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -21,7 +18,8 @@ from typing import Any, get_args
 
 import uvloop
 
-from benchmarks.call import percentile
+from benchmarks import command
+from benchmarks.command import percentile
 from common.bus import Bus, connect
 from common.schema import Event, now_ms
 from common.settings import BusSettings, DurabilityLevel
@@ -104,25 +102,20 @@ async def measure(folder: Path, rounds: int, single: int, together: int) -> dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.durability", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--json", action="store_true", help="print nothing but the JSON object")
+    parser = command.parser("durability", __doc__)
     parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure (default: here)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each level (default: %(default)s)")
     parser.add_argument("--single", type=int, default=500, help="publishes one by one a round (default: %(default)s)")
     parser.add_argument("--together", type=int, default=6400, help="publishes 64 at a time (default: %(default)s)")
     options = parser.parse_args()
-    for name, least in (("rounds", 1), ("single", 1), ("together", IN_FLIGHT)):
-        if getattr(options, name) < least:
-            parser.error(f"--{name} must be at least {least}")
+    command.require_at_least(1, parser, options, "rounds", "single")
+    command.require_at_least(IN_FLIGHT, parser, options, "together")
     with (
         tempfile.TemporaryDirectory(prefix=".benchmark-", dir=options.folder) as folder,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         figures = runner.run(measure(Path(folder), options.rounds, options.single, options.together))
-    if not options.json:
-        for name, value in figures.items():
-            print(f"{name:20} {value:>10}", file=sys.stderr)
-    print(json.dumps(figures))
+    command.print_figures(figures, options)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,8 @@ DOCKER_HOST names the engine; the images of `make images` must be there.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import hashlib
-import json
 import shlex
 import statistics
 import sys
@@ -32,6 +30,7 @@ from typing import Any
 import uvloop
 from aiodocker import Docker
 
+from benchmarks import command
 from benchmarks.engine import open_docker
 from benchmarks.memory import watching
 from client import Event, Session, connect
@@ -215,24 +214,18 @@ def rate(floods: list[Flood]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.output", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--json", action="store_true", help="print nothing but the JSON object")
+    parser = command.parser("output", __doc__)
     parser.add_argument("--data", choices=BLOCKS, default="log", help="what is written (default: %(default)s)")
     parser.add_argument("--mib", type=int, default=1024, help="size of one job's output in MiB (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="floods by each way (default: %(default)s)")
     parser.add_argument("--calls", type=int, default=20, help="small jobs for first_byte_ms (default: %(default)s)")
     options = parser.parse_args()
-    for name in ("mib", "rounds", "calls"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1")
+    command.require_at_least(1, parser, options, "mib", "rounds", "calls")
     if options.mib > MOST_MIB:
         parser.error(f"--mib must be at most {MOST_MIB}, which is all that one job may write")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         figures = runner.run(measure(options.data, options.mib, options.rounds, options.calls))
-    if not options.json:
-        for name, value in figures.items():
-            print(f"{name:22} {value:>10}", file=sys.stderr)
-    print(json.dumps(figures))
+    command.print_figures(figures, options)
 
 
 if __name__ == "__main__":

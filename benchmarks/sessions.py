@@ -16,9 +16,7 @@ here: the limit of open files has to be above the largest number.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import os
 import random
 import resource
@@ -36,7 +34,8 @@ from typing import Any
 import uvloop
 from tests.ports import free_port
 
-from benchmarks.call import percentile
+from benchmarks import command
+from benchmarks.command import percentile
 from benchmarks.light_client import Broken, Call, LightClient, Lost
 from common import catalog, registry
 from common.bus import connect
@@ -302,8 +301,7 @@ async def measure(levels: tuple[int, ...], measured_s: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sessions", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--json", action="store_true", help="print nothing but the JSON object on standard output")
+    parser = command.parser("sessions", __doc__)
     parser.add_argument(
         "--levels",
         type=int,
@@ -322,10 +320,7 @@ def main() -> None:
     allow_files(options.levels[-1])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         figures = runner.run(measure(tuple(options.levels), options.seconds))
-    if not options.json:
-        for name, value in figures.items():
-            print(f"{name:26} {value:>10}", file=sys.stderr)
-    print(json.dumps(figures))
+    command.print_figures(figures, options)
 
 
 if __name__ == "__main__":

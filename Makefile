@@ -66,8 +66,8 @@ up: $(STAMP) ## run everything on this machine until Ctrl-C
 dev: ## build, deploy and follow changes on the cluster of kubectl's context (needs skaffold)
 	@exec skaffold dev
 
-bench: $(STAMP) ## measure what a call costs and how fast output comes (benchmarks/README.md)
-	@$(WITH_ENGINE) sh -c '$(IMAGES) --with-tests && $(BIN)/python -m benchmarks.call && $(BIN)/python -m benchmarks.conversations && exec $(BIN)/python -m benchmarks.output'
+bench: $(STAMP) ## measure calls, output, conversations and ten thousand sessions (benchmarks/README.md)
+	@$(WITH_ENGINE) sh -c '$(IMAGES) --with-tests && $(BIN)/python -m benchmarks.call && $(BIN)/python -m benchmarks.conversations && $(BIN)/python -m benchmarks.output && exec $(BIN)/python -m benchmarks.sessions'
 
 chaos: $(STAMP) ## kill, freeze and cut everything under load, then count (SECONDS, SEED, DURABILITY)
 	@$(WITH_ENGINE) sh -c '$(IMAGES) --with-tests && exec $(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) --durability $(DURABILITY)'

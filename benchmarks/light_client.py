@@ -228,6 +228,8 @@ class LightClient:
             self.faults.append(f"event {event['seq']} came behind {self.seq}")
             return
         self.seq = event["seq"]
+        if event["type"] == "progress" and event["attempt"] == 0:
+            return  # a place in the queue, which may be told after the end
         call = self._call
         if call is None:
             self.faults.append(f"an event of no call: {event['type']}")

@@ -249,11 +249,15 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def percent_of_core(spent_s: float, passed_s: float) -> float:
+    return round(spent_s / passed_s * 100, 1)
+
+
 async def idle_cpu_percent(pid: int) -> float:
     """Of one core, while no session does anything."""
     before = cpu_s(pid)
     await asyncio.sleep(IDLE_S)
-    return round((cpu_s(pid) - before) / IDLE_S * 100, 1)
+    return percent_of_core(cpu_s(pid) - before, IDLE_S)
 
 
 def allow_files(sessions: int) -> None:
@@ -277,7 +281,11 @@ async def measure(levels: tuple[int, ...], measured_s: float) -> dict[str, Any]:
                 await asyncio.sleep(SETTLE_S)
                 held = len(users.clients)
                 figures[f"kb_per_session_at_{level}"] = round((resident_kb(gateway) - gateway_kb) / held, 1)
+                begun, cpu_before = perf_counter(), cpu_s(gateway)
                 took_ms = await users.active(measured_s)
+                figures[f"cpu_percent_at_{level}"] = percent_of_core(
+                    cpu_s(gateway) - cpu_before, perf_counter() - begun
+                )
                 if not took_ms:
                     raise SystemExit(f"no call succeeded: {users.errors[:1]}")
                 print(f"{level}: {held} sessions, {len(took_ms)} calls", *users.errors[:5], sep="\n", file=sys.stderr)

@@ -24,7 +24,8 @@ from worker.docker_errors import translated
 from worker.engine import FILES_DIR, MAX_FILES, ContainerInfo, ContainerSpec, ContainerState, Duplex, Frame, PathStat
 from worker.errors import ContainerStartFailed, ServerGone
 
-API_VERSION = "v1.41"
+API_VERSION = (1, 41)
+"""Docker 20.10's. What we ask for is the same in later ones; Docker 29 speaks no version before 1.44."""
 CALL_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 5.0
 WRITE_TIMEOUT_S = 10.0
@@ -35,6 +36,16 @@ _NO_ENGINE = 900
 
 # What a dead stream raises on a write: see the module docstring.
 _STREAM_ENDED = (AssertionError, RuntimeError, OSError, aiohttp.ClientError)
+
+
+class _Docker(Docker):
+    """Speaks API_VERSION, or the engine's oldest where that is newer; aiodocker's `auto` takes the engine's newest."""
+
+    async def _check_version(self) -> None:
+        if self.api_version == "auto":
+            found = await self._query_json("version", versioned_api=False)
+            oldest = tuple(map(int, found.get("MinAPIVersion", "0").split(".")))
+            self.api_version = "v" + ".".join(map(str, max(API_VERSION, oldest)))
 
 
 class _DockerDuplex:
@@ -205,7 +216,7 @@ async def open_docker_engine(docker_host: str) -> AsyncIterator[DockerEngine]:
     else:
         connector = aiohttp.TCPConnector(limit=0)
         url = docker_host
-    docker = Docker(url=url, connector=connector, api_version=API_VERSION, timeout=timeout)
+    docker = _Docker(url=url, connector=connector, timeout=timeout)
     try:
         yield DockerEngine(docker)
     finally:

@@ -65,7 +65,7 @@ def test_a_jobs_line_has_its_ids_and_the_trace_it_came_from(traceparent: str | N
 
 def test_every_outcome_of_a_server_is_there_at_zero() -> None:
     """A rate over `failed` exists before the first failure."""
-    metrics.create_job_labels("never-used")
+    metrics.create_server_labels("never-used")
 
     assert {o: sample("never-used", o) for o in metrics.OUTCOMES} == dict.fromkeys(metrics.OUTCOMES, 0.0)
     assert sample("unheard-of", "failed") is None

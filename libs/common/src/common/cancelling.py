@@ -8,7 +8,8 @@ from common.bus import Bus
 from common.ending import Ending
 from common.errors import Fenced, StoreUnavailable, UnknownJob
 from common.feed import StoredEvent
-from common.job_end import end_job
+from common.job_end import end_job, facts_of_queued
+from common.job_line import JobFacts
 from common.job_state import Signal, State, state_after, step
 from common.log import get
 from common.schema import EventType
@@ -52,12 +53,15 @@ async def _end_waiting(bus: Bus, newest: StoredEvent) -> None:
     """
     event = newest.event
     queued = await bus.queued_event(event.session, event.job)
-    server = queued.event.data["server"] if queued else ""
-    await end_job(bus, event.session, event.job, server, newest, Ending("cancelled"))
-    if not server:
+    if queued is None:
+        facts = JobFacts(event.session, event.job, server="")
+    else:
+        facts = await facts_of_queued(bus, queued.event)
+    await end_job(bus, facts, newest, Ending("cancelled"))
+    if not facts.server:
         return  # past the resume window; the worker that gets it will drop it
     try:
-        await bus.withdraw_job(server, event.session, event.job)
+        await bus.withdraw_job(facts.server, event.session, event.job)
     except StoreUnavailable as exc:
         # It has ended all the same: the worker that gets it is refused its `started` by the fence.
         _log.info("cancelled job left in the queue", session=event.session, job=event.job, reason=exc.message)

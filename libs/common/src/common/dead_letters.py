@@ -19,6 +19,7 @@ from common import headers, metrics, subjects
 from common.attempt_history import KEPT, TOLD, attempts_of, fitted, newest_digest, newest_stderr
 from common.consumer import read_job
 from common.errors import StoreUnavailable, UndecodableMessage
+from common.job_line import JobFacts, tell_job_ended
 from common.job_queue import JobQueue, job_of
 from common.log import get, trace_of
 from common.nats_connection import translated
@@ -79,8 +80,8 @@ class DeadLetterLog(JobQueue):
             Fenced: if the job has another event by now: somebody runs it after all.
             StoreUnavailable: if the store did not confirm.
         """
-        await self.dead_letter(message)
-        _, server, session = message.subject.split(".")
+        letter = await self.dead_letter(message)
+        session = letter.session
         if not subjects.TOKEN.match(message.job):
             return
         last = await self.last_event(session, message.job)
@@ -95,7 +96,10 @@ class DeadLetterLog(JobQueue):
             data={"outcome": "dead_lettered", "error": message.error},
         )
         await self.publish_event(end, expected=last.fence if last else 0, msg_id=f"{message.job}.given-up")
-        metrics.JOBS_ENDED.labels(server, "dead_lettered").inc()
+        facts = JobFacts(
+            session, message.job, letter.server, letter.tool, letter.tenant, traceparent=message.traceparent
+        )
+        tell_job_ended(facts, end.attempt, "dead_lettered", message.error.get("type"))
 
     async def reject(self, msg: Msg, fault: UndecodableMessage) -> None:
         """Poison on arrival: keep the bytes as a dead letter, end the job if its id can be told, drop the message."""
@@ -126,7 +130,7 @@ class DeadLetterLog(JobQueue):
             )
         )
 
-    async def dead_letter(self, message: GivenUp) -> None:
+    async def dead_letter(self, message: GivenUp) -> DeadLetter:
         """Keep what is known of a job whose end the caller stores next. One letter, however often it is asked for."""
         letter, msg_id = await self._letter_of(message)
         letter = fitted(letter, self.max_payload - LETTER_HEADERS_BYTES)
@@ -134,10 +138,10 @@ class DeadLetterLog(JobQueue):
             stored = await self._js.publish(
                 subjects.dead(letter.server, letter.session), letter.encode(), headers={headers.MSG_ID: msg_id}
             )
-        if stored.duplicate:
-            return
-        metrics.DEAD_LETTERS.labels(letter.server).inc()
-        _log.warning("job dead-lettered", **facts_of(StoredLetter(stored.seq, letter)))
+        if not stored.duplicate:
+            metrics.DEAD_LETTERS.labels(letter.server).inc()
+            _log.warning("job dead-lettered", **facts_of(StoredLetter(stored.seq, letter)))
+        return letter
 
     async def _letter_of(self, message: GivenUp) -> tuple[DeadLetter, str]:
         """The letter, and the id by which the store knows it again."""

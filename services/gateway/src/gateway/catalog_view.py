@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
+from common import metrics
 from common.bus import Bus
 from common.catalog import ServerSpec
 from common.errors import ServerNotReady, StoreUnavailable, UnknownServer
@@ -21,7 +22,7 @@ class CatalogView:
     """Which servers there are and what they offer."""
 
     def __init__(self) -> None:
-        self.servers = Followed[ServerSpec](SERVERS_BUCKET, self._forget_tools)
+        self.servers = Followed[ServerSpec](SERVERS_BUCKET, self._server_changed)
         self.listings = Followed[ToolListing](TOOLS_BUCKET, self._forget_tools)
         self._tools: dict[str, Tools] = {}
         """Made on first use of a listing; dropped when it or its entry changes."""
@@ -90,6 +91,10 @@ class CatalogView:
         """The listing, if it was made of the entry as it is now."""
         listing = self.listings.entries.get(name)
         return listing if listing and listing.entry == spec.fingerprint else None
+
+    def _server_changed(self, name: str) -> None:
+        metrics.create_server_labels(name)
+        self._forget_tools(name)
 
     def _forget_tools(self, name: str) -> None:
         self._tools.pop(name, None)

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from common import metrics
 from gateway.connections import Connections
 from gateway.store import Store
 
@@ -29,11 +30,15 @@ class Health:
         return JSONResponse({"status": "live"})
 
     async def _readyz(self, request: Request) -> Response:
-        reason = "draining" if self._connections.draining else self._store.fault
+        reason = self._not_ready()
         if reason:
             return JSONResponse({"status": "not ready", "reason": reason}, 503)
         return JSONResponse({"status": "ready"})
 
+    def _not_ready(self) -> str | None:
+        return "draining" if self._connections.draining else self._store.fault
+
     async def _metrics(self, request: Request) -> Response:
+        metrics.SERVICE_READY.set(0 if self._not_ready() else 1)
         # In a thread: the process collector reads /proc.
         return Response(await asyncio.to_thread(generate_latest), media_type=CONTENT_TYPE_LATEST)

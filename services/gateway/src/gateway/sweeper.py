@@ -18,14 +18,15 @@ from typing import Final, Protocol
 
 from nats.js.api import RawStreamMsg
 
-from common import metrics, subjects
+from common import headers, metrics, subjects
 from common.bus import Bus
 from common.consumer import read_job
 from common.ending import Ending
 from common.errors import Fenced, StoreUnavailable, UndecodableMessage
 from common.feed import StoredEvent
-from common.job_end import end_job
+from common.job_end import end_job, facts_of_queued
 from common.job_errors import JobError, NotAccepted, OutcomeUnknown, QueueTimeout, ServerRemoved
+from common.job_line import JobFacts
 from common.job_queue import job_of
 from common.job_state import Signal, State, state_after, step
 from common.log import get
@@ -68,11 +69,14 @@ class _Queued:
 
     seq: int
     id: str
-    session: str
-    tool: str
+    facts: JobFacts
     created_ms: int
     start_by_ms: int
     timeout_ms: int
+
+    @property
+    def session(self) -> str:
+        return self.facts.session
 
 
 @dataclass
@@ -157,13 +161,13 @@ class Sweeper:
         now = now_ms()
         for seq in [seq for seq, due_ms in queue.due_ms.items() if due_ms <= now]:
             job = queue.jobs[seq]
-            again_ms = await self._look(bus, server, job, int(waits.queue_s(job.tool) * 1000))
+            again_ms = await self._look(bus, job, int(waits.queue_s(job.facts.tool) * 1000))
             if again_ms is None:
                 queue.forget(seq)
             else:
                 queue.watch(job, again_ms)
 
-    async def _look(self, bus: Bus, server: str, job: _Queued, queue_ms: int) -> int | None:
+    async def _look(self, bus: Bus, job: _Queued, queue_ms: int) -> int | None:
         """End a job if its time is over. Returns when to look again; None if there is nothing more to look for."""
         newest = await bus.last_event(job.session, job.id)
         state = _state(newest)
@@ -179,17 +183,15 @@ class Sweeper:
         if now < deadline_ms:
             return deadline_ms
         if newest is not None and state is State.RUNNING:
-            await self._end(bus, server, job, newest, await _lost(bus, newest.event), Signal.LOSE)
+            await self._end(bus, job, newest, await _lost(bus, newest.event), Signal.LOSE)
         else:
-            await self._end(bus, server, job, newest, QueueTimeout(now - job.created_ms), Signal.EXPIRE)
+            await self._end(bus, job, newest, QueueTimeout(now - job.created_ms), Signal.EXPIRE)
         return now  # looked at once more, to take its message out of the queue
 
-    async def _end(
-        self, bus: Bus, server: str, job: _Queued, newest: StoredEvent | None, error: JobError, signal: Signal
-    ) -> None:
+    async def _end(self, bus: Bus, job: _Queued, newest: StoredEvent | None, error: JobError, signal: Signal) -> None:
         step(_state(newest), signal)
         try:
-            await end_job(bus, job.session, job.id, server, newest, Ending.of(error))
+            await end_job(bus, job.facts, newest, Ending.of(error))
         except Fenced:
             return  # somebody took care of it just now
         metrics.JOBS_SWEPT.labels(error.outcome).inc()
@@ -208,7 +210,7 @@ class Sweeper:
                     continue
                 state = _state(await bus.last_event(job.session, job.id))
                 if state is State.RUNNING:
-                    await self._look(bus, server, job, queue_ms=0)
+                    await self._look(bus, job, queue_ms=0)
                 else:
                     await self._bury(bus, server, job, msg, state)
 
@@ -254,17 +256,17 @@ class Sweeper:
                 messages = bus.jobs_in_queue(subjects.jobs(*place))
                 in_queue[place] = {job_of(msg) async for msg in messages}
             if event.job not in in_queue[place]:
-                await self._end_orphan(bus, place[0], event)
+                await self._end_orphan(bus, event)
         self._orphans_after = batch[-1].seq
 
-    async def _end_orphan(self, bus: Bus, server: str, queued: Event) -> None:
+    async def _end_orphan(self, bus: Bus, queued: Event) -> None:
         # Looked at last, so that a job which ended and left the queue in between is not taken for an orphan.
         newest = await bus.last_event(queued.session, queued.job)
         if newest is None or newest.event.type != "queued":
             return
         error = NotAccepted()
         try:
-            await end_job(bus, queued.session, queued.job, server, newest, Ending.of(error))
+            await end_job(bus, await facts_of_queued(bus, queued), newest, Ending.of(error))
         except Fenced:
             return
         metrics.JOBS_SWEPT.labels(error.outcome).inc()
@@ -287,8 +289,7 @@ def _read(msg: RawStreamMsg) -> _Queued | UndecodableMessage:
     return _Queued(
         seq=msg.seq or 0,
         id=job.id,
-        session=job.session,
-        tool=job.tool,
+        facts=JobFacts.of(job, (msg.headers or {}).get(headers.TRACEPARENT)),
         created_ms=job.created_ms,
         start_by_ms=job.start_by_ms,
         timeout_ms=job.timeout_ms,

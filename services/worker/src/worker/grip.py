@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from common import metrics
 from common.catalog import ServerSpec
 from common.schema import Job
 from worker.container import ToolContainer
@@ -91,6 +92,7 @@ class Grip:
         if self._container is None:
             raise ServerGone("the server ended before the call reached it")
         self._container.calls += 1
+        metrics.CONTAINER_CALLS.labels(job.server, "warm" if self._acquired.warm else "cold").inc()
         return await self._server.executor_of(job).begin(self._container, job, outbox)
 
     async def exchange(self) -> None:

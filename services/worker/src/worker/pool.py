@@ -84,6 +84,7 @@ class Pool:
         self._retry_at = 0.0
         self._last_failure: JobError | None = None
         self._gauges = {state: metrics.CONTAINERS.labels(server, state) for state in ("ready", "busy", "starting")}
+        metrics.create_pool_labels(server, spec.pool.max)
         self._max_age_s = MAX_AGE_S * (1 + AGE_JITTER * random.random())
 
     # --- what the worker shows -------------------------------------------------------------------------
@@ -378,6 +379,7 @@ class Pool:
 
     async def close(self) -> None:
         """End every container. Returns when all are gone."""
+        metrics.CONTAINERS_LIMIT.labels(self._server).set(0)
         self._closing = True  # a boot under way ends itself, or is ended by the removal of its container
         # A group of its own: the server's may be failing, and start no task any more.
         async with asyncio.TaskGroup() as removals:

@@ -16,7 +16,7 @@ from nats.micro.request import Request
 from nats.micro.service import EndpointStats
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from common import headers, subjects
+from common import headers, metrics, subjects
 from common.bus import Bus
 from common.consumer import Delivery
 from common.errors import UndecodableMessage
@@ -94,6 +94,7 @@ async def health_server(
         return web.Response(text=f"{reason or 'ready'}\n", status=503 if reason else 200)
 
     async def show_metrics(_: web.Request) -> web.Response:
+        metrics.SERVICE_READY.set(0 if not_ready() else 1)
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def show_memory(_: web.Request) -> web.Response:

@@ -7,8 +7,7 @@ leaves the delivery unsettled, and the store delivers it again.
 from __future__ import annotations
 
 import asyncio
-
-import structlog
+from typing import Final
 
 from common import metrics, tracing
 from common.bus import Bus
@@ -17,8 +16,9 @@ from common.dead_letters import GivenUp
 from common.ending import Ending
 from common.errors import Fenced, StoreUnavailable
 from common.job_errors import JobError, QueueTimeout
+from common.job_line import JobFacts, tell_job_ended
 from common.job_spans import job_attributes
-from common.log import get, job_context
+from common.log import get
 from common.schema import Job, now_ms
 from common.subjects import jobs as jobs_subject
 from worker.attempt import Attempt, CancelledBeforeStart, Failed, Held
@@ -34,6 +34,11 @@ from worker.redelivery import Drop, End, Leave, Past, Prove, Start, Step, after_
 _log = get(__name__)
 
 HAND_BACK_DELAY_S = 1.0
+_HANDED_BACK: Final[dict[type[Exception], metrics.HandBackReason]] = {
+    PoolExhausted: "pool_exhausted",
+    EngineUnavailable: "engine_unavailable",
+    OwnerAlive: "owner_alive",
+}
 
 
 class Runner:
@@ -87,7 +92,7 @@ class Runner:
         try:
             await self._run(held, rules, take_place)
         except (PoolExhausted, EngineUnavailable, OwnerAlive) as exc:
-            metrics.JOBS_HANDED_BACK.labels(job.server).inc()
+            metrics.JOBS_HANDED_BACK.labels(job.server, _HANDED_BACK[type(exc)]).inc()
             _log.info("job handed back", session=job.session, job=job.id, server=job.server, why=str(exc))
             await self._current(delivery).hand_back(HAND_BACK_DELAY_S)
         except (StoreUnavailable, Fenced) as exc:
@@ -161,6 +166,8 @@ class Runner:
 
     async def _start(self, step: Start, held: Held, rules: JobRules, take_place: TakePlace) -> Step | None:
         """Run one attempt to its end, and settle the job if it ended. Returns what follows otherwise."""
+        if step.attempt > held.job.first_attempt:
+            metrics.JOBS_RETRIED.labels(held.job.server).inc()
         attempt = Attempt(self._bus, self._worker, self._output_limits, held, step.attempt, step.last_seq)
         last = is_last(step.attempt, held.job.first_attempt)
         try:
@@ -175,8 +182,8 @@ class Runner:
                 "attempt failed", session=held.job.session, job=held.job.id, attempt=step.attempt, why=str(end.error)
             )
             return after_failure(step.attempt, attempt.last_seq, end.error, first_attempt=held.job.first_attempt)
-        await self._settle(held.delivery)
         self._tell_end(held.delivery, step.attempt, end, attempt.timings)
+        await self._settle(held.delivery)
         return None
 
     async def _traced(
@@ -215,8 +222,8 @@ class Runner:
                 )
             )
         await Journal(self._bus, job, step.attempt, step.last_seq).append("result", step.ending.as_data())
-        await self._settle(delivery)
         self._tell_end(delivery, step.attempt, step.ending, {})
+        await self._settle(delivery)
 
     async def _settle(self, delivery: Delivery) -> None:
         if delivery.job.record:
@@ -228,21 +235,8 @@ class Runner:
         return self._heartbeat.current(delivery.job.id) or delivery
 
     def _tell_end(self, delivery: Delivery, attempt: int, ending: Ending, timings: dict[str, float]) -> None:
-        """The one canonical line of a job, and its metrics."""
-        job = delivery.job
         self.ended += 1
-        metrics.JOBS_ENDED.labels(job.server, ending.outcome).inc()
-        if timings:
-            metrics.JOB_QUEUE_SECONDS.labels(job.server).observe(timings["queue_ms"] / 1000)
-            metrics.JOB_ACQUIRE_SECONDS.labels(job.server).observe(timings["container_ms"] / 1000)
-            metrics.JOB_TOOL_SECONDS.labels(job.server).observe(timings["tool_ms"] / 1000)
-        ids = job_context(session=job.session, job=job.id, attempt=attempt, traceparent=delivery.traceparent)
-        with structlog.contextvars.bound_contextvars(**ids):
-            _log.info(
-                "job ended",
-                server=job.server,
-                tool=job.tool,
-                outcome=ending.outcome,
-                error=ending.error.type if ending.error else None,
-                **timings,
-            )
+        # An event names this stage by what is waited for, the log and the metrics by what is done.
+        stages = {"acquire_ms" if name == "container_ms" else name: value for name, value in timings.items()}
+        error = ending.error.type if ending.error else None
+        tell_job_ended(JobFacts.of(delivery.job, delivery.traceparent), attempt, ending.outcome, error, stages)

@@ -173,7 +173,7 @@ class ServedServer:
             self._to_hand_back -= 1
         else:
             self._to_hand_back = consumer.outstanding
-        metrics.JOBS_HANDED_BACK.labels(self.name).inc()
+        metrics.JOBS_HANDED_BACK.labels(self.name, "no_slot").inc()
         await delivery.hand_back()
 
     def _own(self, job: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -295,7 +295,7 @@ async def serve(worker: Worker, name: str, spec: ServerSpec) -> AsyncIterator[Se
     Raises:
         ContainerStartFailed: if a secret that the entry names cannot be read here.
     """
-    metrics.create_job_labels(name)
+    metrics.create_worker_labels(name)
     async with asyncio.TaskGroup() as tasks:
         served = ServedServer(worker, name, spec, tasks)
         worker.slots.add_server(name, _slot_limit(spec), served.wake)

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any, Final
 
-from common import subjects
+from common import metrics, subjects
 from common.buckets import Change
 from common.bus import Bus
 from common.conversations.codec import FAST_LEVEL, SegmentFault, decode, dictionary_of, encode
@@ -116,11 +116,16 @@ class Segments:
     async def encoded(self, plain: bytes, level: int) -> bytes:
         """The value to write. Above FAST_LEVEL it is made in a thread."""
         if not self._compress:
-            return encode(plain, None, None)
-        dictionary = await self._dictionaries.newest()
-        if level > FAST_LEVEL:
-            return await asyncio.to_thread(encode, plain, level, dictionary)
-        return encode(plain, level, dictionary)
+            value = encode(plain, None, None)
+        else:
+            dictionary = await self._dictionaries.newest()
+            if level > FAST_LEVEL:
+                value = await asyncio.to_thread(encode, plain, level, dictionary)
+            else:
+                value = encode(plain, level, dictionary)
+        metrics.CONVERSATION_PLAIN_BYTES.inc(len(plain))
+        metrics.CONVERSATION_STORED_BYTES.inc(len(value))
+        return value
 
 
 def key_of(session: str, first: int) -> str:

@@ -144,7 +144,7 @@ async def serve_chat(
     limits: ChatLimits,
 ) -> AsyncIterator[ChatServer]:
     """Serve turns while the context is open. Call `drain()` before leaving."""
-    metrics.create_job_labels(CHAT)
+    metrics.create_worker_labels(CHAT)
     await patiently("setting up its queue", lambda: bus.ensure_server(CHAT, CLUSTER_TURNS))
     async with asyncio.TaskGroup() as tasks:
         server = ChatServer(bus, worker, runner, heartbeat, conversations, model, limits, tasks)

@@ -28,7 +28,7 @@ Case = tuple[str, ...]
 _ENTRIES: Final[tuple[Case, ...]] = (("gateway-api", "tls"), ("ingress-nginx", "tls", "affinity"))
 _ENGINES: Final[tuple[Case, ...]] = ((), ("gvisor",), ("node-socket",), ("remote-engine",))
 _SCALING: Final[tuple[Case, ...]] = ((), ("keda",))
-_NATS: Final[tuple[Case, ...]] = ((), ("external-nats",))
+_NATS: Final[tuple[Case, ...]] = (("monitoring",), ("external-nats", "monitoring"))
 
 
 def cases() -> list[Case]:

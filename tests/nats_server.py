@@ -35,6 +35,8 @@ class NatsServer:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._port = -1
+        self.monitor_url = ""
+        """Of its HTTP endpoints; another one after each start."""
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -55,6 +57,7 @@ class NatsServer:
         config.write_text(
             f"""
             listen: 127.0.0.1:{self._port}
+            http: "127.0.0.1:-1"
             max_payload: 8MB
             ports_file_dir: "{ports}"
             jetstream {{ store_dir: "{self._folder / "store"}", max_file_store: 24GB }}
@@ -70,8 +73,9 @@ class NatsServer:
             # The file is there before it is written.
             while not (written := [file.read_text() for file in ports.glob("*.ports")]) or not written[0]:
                 await asyncio.sleep(0.005)
-        urls = json.loads(written[0])["nats"]
-        self._port = int(urls[0].rsplit(":", 1)[1])
+        told = json.loads(written[0])
+        self._port = int(told["nats"][0].rsplit(":", 1)[1])
+        self.monitor_url = told["monitoring"][0]
 
     async def stop(self, *, kill: bool = False) -> None:
         if self._process is None or self._process.returncode is not None:

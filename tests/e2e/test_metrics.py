@@ -1,0 +1,201 @@
+"""What operators see of a system at work: metrics, the lines of the log, and what the runbook asks NATS."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from asyncio.subprocess import PIPE, STDOUT
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from client import Refused, Session, connect
+from tests.cluster import DEADLINE_S, Cluster, Service, run_cluster
+from tests.monitoring import ROOT, recorded, unknown
+from tests.nats_exporter import EXPORTED, QUERY, values_at
+from tests.nats_server import NatsServer
+from tests.programs import program
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
+
+CATALOG = """
+servers:
+  fixture:
+    image: mcp-orchestrator/fixture:local
+    tools: {hang: {timeout_ms: 500}}
+  narrow:
+    image: mcp-orchestrator/fixture:local
+    concurrency: {per_container: 1, per_worker: 1, cluster: 1}
+    pool: {min: 1, max: 1}
+    timeouts: {queue_s: 2}
+"""
+LINE = {
+    "job", "session", "tenant", "server", "tool", "attempt", "outcome", "error",
+    "queue_ms", "acquire_ms", "tool_ms", "total_ms",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Busy:
+    """A system in which jobs have ended in every way."""
+
+    cluster: Cluster
+    gateway: Service
+    worker: Service
+    folder: Path
+    ended: dict[str, tuple[str, str | None]]
+    """Outcome and error of every job, as its client was told."""
+
+
+async def begun(session: Session, server: str, tool: str, until: str, **arguments: object) -> str:
+    """The id of a job, once it has told an event of that type. It goes on."""
+    async with aclosing(session.call(server, tool, arguments)) as events:
+        async for event in events:
+            if event.type == until:
+                return event.job
+    raise AssertionError(f"{tool} ended without {until}")
+
+
+async def end_jobs_in_every_way(session: Session) -> dict[str, tuple[str, str | None]]:
+    results = [
+        # One after the other, as a container that ends takes all its calls with it.
+        await session.run("fixture", "echo", {"text": "succeeds"}),
+        await session.run("fixture", "fail", {"message": "fails"}),
+        await session.run("fixture", "hang"),
+        await session.run("fixture", "crash"),
+        await session.run("fixture", "break_down", {"words": "is given up"}),
+    ]
+    ended: dict[str, tuple[str, str | None]] = {
+        result.job: (result.outcome, result.error["type"] if result.error else None) for result in results
+    }
+    running = await begun(session, "narrow", "sleep", "started", ms=60_000)
+    withdrawn = await begun(session, "narrow", "sleep", "queued", ms=1)
+    await session.cancel(withdrawn)
+    expired = await session.run("narrow", "sleep", {"ms": 2})
+    await session.cancel(running)
+    with pytest.raises(Refused):
+        await session.run("fixture", "no_such_tool")
+    for job in (running, withdrawn, expired.job):
+        async with aclosing(session.follow(job)) as events:
+            async for event in events:
+                if event.terminal:
+                    error = event.data.get("error")
+                    ended[job] = (event.data["outcome"], error and error["type"])
+    return ended
+
+
+@pytest.fixture
+async def busy(nats_server: NatsServer, docker_host: str, tmp_path: Path) -> AsyncIterator[Busy]:
+    async with run_cluster(nats_server.url, docker_host, tmp_path, CATALOG) as cluster:
+        gateway = await cluster.start_gateway(SWEEP_PERIOD_S="0.2")
+        worker = await cluster.start_worker()
+        async with connect(gateway.url, record=True) as session:
+            async with asyncio.timeout(DEADLINE_S):
+                ended = await end_jobs_in_every_way(session)
+            await cluster.until_settled()
+            yield Busy(cluster, gateway, worker, tmp_path, ended)
+
+
+async def scraped(service: Service) -> list[Sample]:
+    async with httpx.AsyncClient(trust_env=False) as http:
+        text = (await http.get(f"{service.url}/metrics")).text
+    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+
+def lines(folder: Path) -> list[dict[str, object]]:
+    """Every `job ended` of every process."""
+    found = [
+        json.loads(line) for log in folder.glob("*.log") for line in log.read_text().splitlines() if line[:1] == "{"
+    ]
+    return [line for line in found if line["event"] == "job ended"]
+
+
+async def test_what_operators_see_of_jobs_that_ended_in_every_way(busy: Busy, nats_server: NatsServer) -> None:
+    """One line for each job, the same numbers in the metrics, every metric that anybody asks for, and the commands of
+    the runbook."""
+    outcomes = {"succeeded", "failed", "cancelled", "timed_out", "outcome_unknown", "dead_lettered"}
+    assert {outcome for outcome, _ in busy.ended.values()} == outcomes
+    assert {"job_timeout", "queue_timeout"} <= {error for _, error in busy.ended.values()}
+
+    check_lines(busy)
+    samples = [*await scraped(busy.gateway), *await scraped(busy.worker)]
+    check_counts(busy, samples)
+    check_names(samples)
+    await check_exported(nats_server)
+    await check_commands(nats_server)
+
+
+def check_lines(busy: Busy) -> None:
+    """Exactly one for each job, with everything that is known of it."""
+    told = lines(busy.folder)
+    assert Counter(line["job"] for line in told) == Counter(busy.ended.keys())
+    for line in told:
+        assert line.keys() >= LINE
+        assert (line["outcome"], line["error"]) == busy.ended[str(line["job"])]
+        assert line["tenant"] == "development"
+        assert line["server"] in ("fixture", "narrow")
+        assert line["tool"]
+        assert isinstance(line["total_ms"], int)
+    by_tool = {line["tool"]: line for line in told if line["server"] == "fixture"}
+    assert all(isinstance(by_tool["echo"][stage], int | float) for stage in ("queue_ms", "acquire_ms", "tool_ms"))
+    assert by_tool["break_down"]["attempt"] == 3
+
+
+def check_counts(busy: Busy, samples: list[Sample]) -> None:
+    def total(name: str, **labels: str) -> float:
+        return sum(each.value for each in samples if each.name == name and labels.items() <= each.labels.items())
+
+    for outcome, count in Counter(outcome for outcome, _ in busy.ended.values()).items():
+        assert total("jobs_ended_total", outcome=outcome) == count, outcome
+    jobs = len(busy.ended)
+    assert total("jobs_accepted_total") == total("job_total_seconds_count") == jobs
+    # Of those that a container was found for, whose attempt was the last; what was given up had three.
+    assert total("job_queue_seconds_count") == total("job_tool_seconds_count") == jobs - 3
+    assert total("jobs_retried_total", server="fixture") == 2
+    assert total("dead_letters_total", server="fixture") == 1
+    assert total("container_calls_total", server="fixture") == 7
+    assert total("container_boots_total", result="ready") >= total("containers_limit", server="narrow") == 1
+    assert total("service_ready") == 2
+    assert total("conversation_plain_bytes_total") > total("conversation_stored_bytes_total") > 0
+
+
+def check_names(samples: list[Sample]) -> None:
+    """Rules and dashboards name nothing that is not in a scrape, recorded, or the exporter's."""
+    known = {"up": frozenset[str]()} | dict.fromkeys(recorded(), frozenset({"server"}))
+    known |= {name: each.labels for name, each in EXPORTED.items()}
+    for sample in samples:
+        known[sample.name] = known.get(sample.name, frozenset()) | sample.labels.keys()
+    assert unknown(known) == {}
+
+
+async def check_exported(nats_server: NatsServer) -> None:
+    """What the exporter makes its metrics of is there."""
+    async with httpx.AsyncClient(base_url=nats_server.monitor_url, trust_env=False) as http:
+        for name, (endpoint, path, _) in EXPORTED.items():
+            answer = (await http.get(QUERY.get(endpoint, endpoint))).json()
+            assert values_at(answer, path), name
+
+
+async def check_commands(nats_server: NatsServer) -> None:
+    """Every `nats …` of the runbook does what it says; `SERVER` stands for one."""
+    commands = re.findall(r"^nats (.+)$", (ROOT / "docs/runbook.md").read_text(), re.MULTILINE)
+    assert commands
+    for command in sorted(set(commands)):
+        arguments = command.replace("SERVER", "fixture").split()
+        process = await asyncio.create_subprocess_exec(
+            program("nats"), "--server", nats_server.url, *arguments,
+            env={**os.environ, "XDG_CONFIG_HOME": "/nonexistent"}, stdout=PIPE, stderr=STDOUT,
+        )  # fmt: skip
+        async with asyncio.timeout(DEADLINE_S):
+            output, _ = await process.communicate()
+        assert process.returncode == 0, f"nats {command}: {output.decode()}"
+        assert output.strip(), command

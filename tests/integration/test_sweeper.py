@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from common.bus import Bus
 from common.schema import Event, Job, now_ms
 from common.streams import JOBS
 from tests.gateway_rig import DEADLINE_S, GatewayRig, RunningGateway, Socket, gateway_rig
+from tests.job_lines import JobLines, job_lines
 from tests.nats_server import NatsServer
 
 ARGUMENTS = {"a": 1, "b": 2}
@@ -31,6 +32,12 @@ async def socket(rig: GatewayRig) -> AsyncIterator[Socket]:
     started = await rig.start_gateway()
     async with started.socket() as opened:
         yield opened
+
+
+@pytest.fixture
+def told() -> Iterator[JobLines]:
+    with job_lines() as lines:
+        yield lines
 
 
 async def call(socket: Socket, session: str, server: str = "math") -> str:
@@ -70,7 +77,9 @@ async def put_job(bus: Bus, **fields: Any) -> Job:
     return job
 
 
-async def test_a_job_that_no_worker_takes_ends_at_its_queue_deadline(rig: GatewayRig, socket: Socket) -> None:
+async def test_a_job_that_no_worker_takes_ends_at_its_queue_deadline(
+    rig: GatewayRig, socket: Socket, told: JobLines
+) -> None:
     """No worker runs: the gateway ends it, and takes it out of the queue. One that may still wait, waits."""
     await rig.add_server("math", timeouts={"queue_s": 0.3})
     await rig.add_server("patient", timeouts={"queue_s": 600})
@@ -87,6 +96,11 @@ async def test_a_job_that_no_worker_takes_ends_at_its_queue_deadline(rig: Gatewa
     assert end.data["error"]["waited_ms"] >= 300
     assert await events_of(rig.bus, session, late) == ["queued", "result"]
     assert await events_of(rig.bus, session, patient) == ["queued"]
+    line = await told.the_one_of(late)
+    assert (line["outcome"], line["error"], line["tool"]) == ("timed_out", "queue_timeout", "add")
+    assert line["tenant"]
+    assert line["total_ms"] >= 300
+    assert told.of(patient) == []
 
 
 async def test_a_tools_own_queue_deadline_is_kept_among_others_of_its_server(rig: GatewayRig, socket: Socket) -> None:
@@ -134,7 +148,7 @@ async def test_a_job_whose_acknowledgement_was_lost_leaves_the_queue(rig: Gatewa
 
 
 async def test_a_job_that_had_started_and_that_nobody_took_over_ends_unknown(
-    rig: GatewayRig, socket: Socket, monkeypatch: pytest.MonkeyPatch
+    rig: GatewayRig, socket: Socket, told: JobLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After all that it may take: its run, its wait, and a grace."""
     monkeypatch.setattr(gateway.sweeper, "LOST_GRACE_MS", 100)
@@ -147,9 +161,13 @@ async def test_a_job_that_had_started_and_that_nobody_took_over_ends_unknown(
     assert end.data["outcome"] == "outcome_unknown"
     assert (end.data["error"]["worker"], end.data["error"]["attempt"]) == ("w-1", 1)
     assert end.data["error"]["retryable"] is False
+    line = await told.the_one_of(job.id)
+    assert (line["outcome"], line["attempt"], line["tenant"]) == ("outcome_unknown", 1, "acme")
 
 
-async def test_a_removed_servers_waiting_jobs_are_dead_lettered(rig: GatewayRig, socket: Socket) -> None:
+async def test_a_removed_servers_waiting_jobs_are_dead_lettered(
+    rig: GatewayRig, socket: Socket, told: JobLines
+) -> None:
     """Nobody reads its queue any more. What cannot even be read goes the same way; other servers' jobs stay."""
     for name in ("math", "other"):
         await rig.add_server(name)
@@ -166,6 +184,8 @@ async def test_a_removed_servers_waiting_jobs_are_dead_lettered(rig: GatewayRig,
 
     assert (end.data["outcome"], end.data["error"]["type"]) == ("dead_lettered", "server_removed")
     assert (unreadable.data["outcome"], unreadable.data["error"]["type"]) == ("dead_lettered", "undecodable_message")
+    for id_ in (job, "unreadable"):
+        assert (await told.the_one_of(id_))["outcome"] == "dead_lettered"
     assert await rig.bus.unfinished_jobs(session) == [kept]
     letters = await rig.bus.client.jetstream().stream_info("DEAD_LETTERS", subjects_filter=">")
     assert letters.state.subjects == {subjects.dead("math", session): 2}
@@ -188,7 +208,7 @@ async def test_what_runs_of_a_removed_server_is_given_its_time(rig: GatewayRig, 
 
 
 async def test_a_queued_event_without_a_job_is_ended(
-    rig: GatewayRig, socket: Socket, monkeypatch: pytest.MonkeyPatch
+    rig: GatewayRig, socket: Socket, told: JobLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its gateway died while it accepted the call. One whose job waits is left alone."""
     monkeypatch.setattr(gateway.sweeper, "ORPHAN_AFTER_MS", 100)
@@ -203,6 +223,8 @@ async def test_a_queued_event_without_a_job_is_ended(
 
     assert (end.data["outcome"], end.data["error"]["type"]) == ("failed", "not_accepted")
     assert end.data["error"]["retryable"] is True
+    line = await told.the_one_of("orphan")
+    assert (line["outcome"], line["error"], line["server"]) == ("failed", "not_accepted", "math")
     assert await events_of(rig.bus, "s1", waiting.id) == ["queued"]
     assert await rig.bus.unfinished_jobs("s1") == [waiting.id]
 

@@ -1,7 +1,7 @@
 """The one line of the log that a job leaves, and the metrics of its end.
 
 Whoever stored the terminal event tells it, at once: as there is one such event, there is one line. A process that dies
-between the two leaves none; the event itself is what counts.
+between the two, or does not hear that it was stored, leaves none; the event itself is what counts.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
-
-import structlog
 
 from common import metrics
 from common.log import get, job_context
@@ -55,15 +53,14 @@ def tell_job_ended(
     total_ms = None if facts.created_ms is None else max(0, now_ms() - facts.created_ms)
     if total_ms is not None:
         metrics.JOB_TOTAL_SECONDS.labels(facts.server).observe(total_ms / 1000)
-    ids = job_context(session=facts.session, job=facts.job, attempt=attempt, traceparent=facts.traceparent)
-    with structlog.contextvars.bound_contextvars(**ids):
-        _log.info(
-            "job ended",
-            tenant=facts.tenant,
-            server=facts.server,
-            tool=facts.tool,
-            outcome=outcome,
-            error=error,
-            **times,
-            total_ms=total_ms,
-        )
+    _log.info(
+        "job ended",
+        **job_context(session=facts.session, job=facts.job, attempt=attempt, traceparent=facts.traceparent),
+        tenant=facts.tenant,
+        server=facts.server,
+        tool=facts.tool,
+        outcome=outcome,
+        error=error,
+        **times,
+        total_ms=total_ms,
+    )

@@ -42,7 +42,7 @@ def get(name: str) -> FilteringBoundLogger:
 
 
 def job_context(*, session: str, job: str, attempt: int, traceparent: str | None) -> dict[str, object]:
-    """The ids that tie a line to a job, for `structlog.contextvars.bound_contextvars`."""
+    """The ids that tie a line to a job."""
     ids: dict[str, object] = {"session": session, "job": job, "attempt": attempt}
     if traceparent:
         ids["trace"] = trace_of(traceparent)

@@ -116,3 +116,4 @@ async def test_the_probes_tell_alive_from_ready_and_say_why_not() -> None:
 
     assert status == 200
     assert "# TYPE jobs_running gauge" in metrics
+    assert "\nservice_ready 1.0\n" in metrics

@@ -24,7 +24,7 @@ setup: $(STAMP) ## make .venv with all packages and tools
 $(STAMP): constraints.txt requirements-dev.txt $(PROJECTS)
 	@scripts/venv.sh && touch $@
 
-tools: ## build nats, kustomize, kubeconform; unpack nginx, promtool (into .tools/bin)
+tools: ## build nats, kustomize, kubeconform; unpack nginx, prometheus (into .tools/bin)
 	@scripts/tools.sh
 
 engine-up: ## start a private Docker engine, unless one answers

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Puts the programs that only tests and operators use into .tools/bin: nats, kustomize and kubeconform, pinned and built
-# with Go; nginx and promtool unpacked from Debian's packages, so that no service of theirs starts. Into .tools/crds: the
+# with Go; nginx, prometheus and promtool unpacked from Debian's packages, so that no service starts. Into .tools/crds: the
 # definitions of the kinds that k8s/components use and Kubernetes does not have, out of the Go modules of their projects.
 # What cannot be had here is left out, and the tests that need it say so.
 set -euo pipefail
@@ -13,7 +13,8 @@ readonly tools=(
   sigs.k8s.io/kustomize/kustomize/v5@v5.8.1
 )
 
-readonly packages=(nginx:usr/sbin/nginx prometheus:usr/bin/promtool)
+# package:its programs
+readonly packages=(nginx:usr/sbin/nginx prometheus:usr/bin/promtool,usr/bin/prometheus)
 
 # module@version:folder of its definitions:the kinds
 readonly definitions=(
@@ -34,12 +35,12 @@ build() { # module@version
   return 1
 }
 
-unpack() { # package, path of the program in it
-  local folder=.tools/$1
+unpack() { # package, paths of the programs in it
+  local folder=.tools/$1 path
   rm -rf "$folder" && mkdir -p "$folder"
   (cd "$folder" && { apt-get download -qq "$1" || { apt-get update -qq && apt-get download -qq "$1"; }; }) || return 1
   (cd "$folder" && dpkg -x ./*.deb . && rm -f ./*.deb) || return 1
-  ln -sf "$PWD/$folder/$2" "$bin/"
+  for path in "${@:2}"; do ln -sf "$PWD/$folder/$path" "$bin/"; done
 }
 
 extract() { # module@version, folder of its definitions, the kinds
@@ -75,12 +76,15 @@ for tool in "${tools[@]}"; do
   fi
 done
 for package in "${packages[@]}"; do
-  name=${package%%:*} path=${package#*:}
-  if [[ -x $bin/${path##*/} ]]; then continue; fi
+  name=${package%%:*}
+  IFS=, read -ra paths <<<"${package#*:}"
+  missing=0
+  for path in "${paths[@]}"; do [[ -x $bin/${path##*/} ]] || missing=1; done
+  if ((!missing)); then continue; fi
   if ! command -v apt-get >/dev/null; then
-    echo "tools: apt-get is not here: no ${path##*/}" >&2
-  elif ! unpack "$name" "$path"; then
-    echo "tools: Debian's package $name cannot be had here: no ${path##*/}" >&2
+    echo "tools: apt-get is not here: no programs of $name" >&2
+  elif ! unpack "$name" "${paths[@]}"; then
+    echo "tools: Debian's package $name cannot be had here, nor its programs" >&2
   fi
 done
 for definition in "${definitions[@]}"; do

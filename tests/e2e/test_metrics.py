@@ -10,7 +10,6 @@ from asyncio.subprocess import PIPE, STDOUT
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -20,10 +19,12 @@ from prometheus_client.samples import Sample
 
 from client import Refused, Session, connect
 from tests.cluster import DEADLINE_S, Cluster, Service, run_cluster
-from tests.monitoring import ROOT, recorded, unknown
+from tests.monitoring import ROOT, expressions, recorded, unknown
 from tests.nats_exporter import EXPORTED, QUERY, values_at
 from tests.nats_server import NatsServer
 from tests.programs import program
+from tests.prometheus import run_prometheus
+from tests.promql import selectors
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
 
@@ -44,16 +45,8 @@ LINE = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Busy:
-    """A system in which jobs have ended in every way."""
-
-    cluster: Cluster
-    gateway: Service
-    worker: Service
-    folder: Path
-    ended: dict[str, tuple[str, str | None]]
-    """Outcome and error of every job, as its client was told."""
+Ended = dict[str, tuple[str, str | None]]
+"""Outcome and error of every job, as its client was told."""
 
 
 async def begun(session: Session, server: str, tool: str, until: str, **arguments: object) -> str:
@@ -65,7 +58,7 @@ async def begun(session: Session, server: str, tool: str, until: str, **argument
     raise AssertionError(f"{tool} ended without {until}")
 
 
-async def end_jobs_in_every_way(session: Session) -> dict[str, tuple[str, str | None]]:
+async def end_jobs_in_every_way(session: Session) -> Ended:
     results = [
         # One after the other, as a container that ends takes all its calls with it.
         await session.run("fixture", "echo", {"text": "succeeds"}),
@@ -74,9 +67,7 @@ async def end_jobs_in_every_way(session: Session) -> dict[str, tuple[str, str | 
         await session.run("fixture", "crash"),
         await session.run("fixture", "break_down", {"words": "is given up"}),
     ]
-    ended: dict[str, tuple[str, str | None]] = {
-        result.job: (result.outcome, result.error["type"] if result.error else None) for result in results
-    }
+    ended: Ended = {result.job: (result.outcome, result.error["type"] if result.error else None) for result in results}
     running = await begun(session, "narrow", "sleep", "started", ms=60_000)
     withdrawn = await begun(session, "narrow", "sleep", "queued", ms=1)
     await session.cancel(withdrawn)
@@ -94,15 +85,9 @@ async def end_jobs_in_every_way(session: Session) -> dict[str, tuple[str, str | 
 
 
 @pytest.fixture
-async def busy(nats_server: NatsServer, docker_host: str, tmp_path: Path) -> AsyncIterator[Busy]:
-    async with run_cluster(nats_server.url, docker_host, tmp_path, CATALOG) as cluster:
-        gateway = await cluster.start_gateway(SWEEP_PERIOD_S="0.2")
-        worker = await cluster.start_worker()
-        async with connect(gateway.url, record=True) as session:
-            async with asyncio.timeout(DEADLINE_S):
-                ended = await end_jobs_in_every_way(session)
-            await cluster.until_settled()
-            yield Busy(cluster, gateway, worker, tmp_path, ended)
+async def cluster(nats_server: NatsServer, docker_host: str, tmp_path: Path) -> AsyncIterator[Cluster]:
+    async with run_cluster(nats_server.url, docker_host, tmp_path, CATALOG) as running:
+        yield running
 
 
 async def scraped(service: Service) -> list[Sample]:
@@ -119,28 +104,35 @@ def lines(folder: Path) -> list[dict[str, object]]:
     return [line for line in found if line["event"] == "job ended"]
 
 
-async def test_what_operators_see_of_jobs_that_ended_in_every_way(busy: Busy, nats_server: NatsServer) -> None:
+async def test_what_operators_see_of_jobs_that_ended_in_every_way(
+    cluster: Cluster, nats_server: NatsServer, tmp_path: Path
+) -> None:
     """One line for each job, the same numbers in the metrics, every metric that anybody asks for, and the commands of
     the runbook."""
+    gateway = await cluster.start_gateway(SWEEP_PERIOD_S="0.2")
+    worker = await cluster.start_worker()
+    async with connect(gateway.url, record=True) as session:
+        async with asyncio.timeout(DEADLINE_S):
+            ended = await end_jobs_in_every_way(session)
+        await cluster.until_settled()
+        samples = [*await scraped(gateway), *await scraped(worker)]
     outcomes = {"succeeded", "failed", "cancelled", "timed_out", "outcome_unknown", "dead_lettered"}
-    assert {outcome for outcome, _ in busy.ended.values()} == outcomes
-    assert {"job_timeout", "queue_timeout"} <= {error for _, error in busy.ended.values()}
+    assert {outcome for outcome, _ in ended.values()} == outcomes
+    assert {"job_timeout", "queue_timeout"} <= {error for _, error in ended.values()}
 
-    check_lines(busy)
-    samples = [*await scraped(busy.gateway), *await scraped(busy.worker)]
-    check_counts(busy, samples)
+    check_lines(ended, lines(tmp_path))
+    check_counts(ended, samples)
     check_names(samples)
     await check_exported(nats_server)
-    await check_commands(nats_server)
+    await check_commands(nats_server, tmp_path)
 
 
-def check_lines(busy: Busy) -> None:
+def check_lines(ended: Ended, told: list[dict[str, object]]) -> None:
     """Exactly one for each job, with everything that is known of it."""
-    told = lines(busy.folder)
-    assert Counter(line["job"] for line in told) == Counter(busy.ended.keys())
+    assert Counter(line["job"] for line in told) == Counter(ended.keys())
     for line in told:
         assert line.keys() >= LINE
-        assert (line["outcome"], line["error"]) == busy.ended[str(line["job"])]
+        assert (line["outcome"], line["error"]) == ended[str(line["job"])]
         assert line["tenant"] == "development"
         assert line["server"] in ("fixture", "narrow")
         assert line["tool"]
@@ -150,13 +142,13 @@ def check_lines(busy: Busy) -> None:
     assert by_tool["break_down"]["attempt"] == 3
 
 
-def check_counts(busy: Busy, samples: list[Sample]) -> None:
+def check_counts(ended: Ended, samples: list[Sample]) -> None:
     def total(name: str, **labels: str) -> float:
         return sum(each.value for each in samples if each.name == name and labels.items() <= each.labels.items())
 
-    for outcome, count in Counter(outcome for outcome, _ in busy.ended.values()).items():
+    for outcome, count in Counter(outcome for outcome, _ in ended.values()).items():
         assert total("jobs_ended_total", outcome=outcome) == count, outcome
-    jobs = len(busy.ended)
+    jobs = len(ended)
     assert total("jobs_accepted_total") == total("job_total_seconds_count") == jobs
     # Of those that a container was found for, whose attempt was the last; what was given up had three.
     assert total("job_queue_seconds_count") == total("job_tool_seconds_count") == jobs - 3
@@ -185,7 +177,7 @@ async def check_exported(nats_server: NatsServer) -> None:
             assert values_at(answer, path), name
 
 
-async def check_commands(nats_server: NatsServer) -> None:
+async def check_commands(nats_server: NatsServer, folder: Path) -> None:
     """Every `nats …` of the runbook does what it says; `SERVER` stands for one."""
     commands = re.findall(r"^nats (.+)$", (ROOT / "docs/runbook.md").read_text(), re.MULTILINE)
     assert commands
@@ -193,9 +185,43 @@ async def check_commands(nats_server: NatsServer) -> None:
         arguments = command.replace("SERVER", "fixture").split()
         process = await asyncio.create_subprocess_exec(
             program("nats"), "--server", nats_server.url, *arguments,
-            env={**os.environ, "XDG_CONFIG_HOME": "/nonexistent"}, stdout=PIPE, stderr=STDOUT,
+            env={**os.environ, "XDG_CONFIG_HOME": str(folder)}, stdout=PIPE, stderr=STDOUT,
         )  # fmt: skip
         async with asyncio.timeout(DEADLINE_S):
             output, _ = await process.communicate()
         assert process.returncode == 0, f"nats {command}: {output.decode()}"
         assert output.strip(), command
+
+
+async def test_a_real_prometheus_evaluates_every_rule_and_panel_and_alerts_of_what_happened(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Of a letter and a lost call, and of nothing else but the store, whose exporter is not here."""
+    gateway = await cluster.start_gateway()
+    worker = await cluster.start_worker()
+    targets = {"gateway": gateway.url.removeprefix("http://"), "worker": worker.url.removeprefix("http://")}
+    async with run_prometheus(tmp_path, targets) as prometheus, connect(gateway.url, record=True) as session:
+        assert (await session.run("fixture", "echo", {"text": "x"})).succeeded
+        assert (await session.run("fixture", "crash")).outcome == "outcome_unknown"
+        assert (await session.run("fixture", "break_down", {"words": "x"})).outcome == "dead_lettered"
+        with pytest.raises(Refused):
+            await session.run("fixture", "no_such_tool")
+        for alert in ("JobsDeadLettered", "JobOutcomesUnknown"):
+            await prometheus.until(f'ALERTS{{alertname="{alert}",alertstate="firing"}}')
+        for expression in panels_of_ours():
+            await prometheus.until(expression)
+        rules = await prometheus.rules()
+
+    assert {rule["name"]: rule for rule in rules if rule["health"] != "ok"} == {}
+    active = {rule["name"] for rule in rules if rule["type"] == "alerting" and rule["state"] != "inactive"}
+    assert active == {"JobsDeadLettered", "JobOutcomesUnknown", "NatsNoQuorum"}
+
+
+def panels_of_ours() -> list[str]:
+    """Those that ask nothing of the exporter, which is not here, nor what is recorded of it."""
+    absent = EXPORTED.keys() | {"server:jobs_waiting:max"}
+    return [
+        expression
+        for place, expression in expressions().items()
+        if ".json: " in place and not {each.metric for each in selectors(expression)} & absent
+    ]

@@ -7,12 +7,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+import httpx
 import nats
 import nats.errors
 import nats.js.errors
 import pytest
 
-from tests.nats_cluster import run_nats_cluster
+from tests.nats_cluster import NatsNode, run_nats_cluster
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -49,6 +50,23 @@ async def test_a_killed_node_loses_nothing_and_catches_up(tmp_path: Path) -> Non
     assert info.state.messages >= 2
     assert info.cluster is not None
     assert len(info.cluster.replicas or []) == 2
+
+
+async def test_a_node_without_a_quorum_names_no_leader(tmp_path: Path) -> None:
+    """By which the alert NatsNoQuorum knows it: the exporter makes `meta_leader` and `cluster` of this answer."""
+    async with run_nats_cluster(tmp_path) as cluster, httpx.AsyncClient(trust_env=False) as http:
+
+        async def meta(node: NatsNode) -> tuple[str, bool]:
+            found = (await http.get(f"http://127.0.0.1:{node.monitor_port}/jsz")).json()["meta_cluster"]
+            return found["name"], bool(found.get("leader"))
+
+        assert [await meta(node) for node in cluster.nodes] == [("test", True)] * 3
+        *lost, left = cluster.nodes
+        for node in lost:
+            await node.kill()
+        async with asyncio.timeout(DEADLINE_S):
+            while await meta(left) != ("test", False):
+                await asyncio.sleep(0.1)
 
 
 async def test_a_frozen_node_is_not_healthy_until_it_is_thawed(tmp_path: Path) -> None:

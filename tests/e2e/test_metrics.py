@@ -39,6 +39,7 @@ servers:
     pool: {min: 1, max: 1}
     timeouts: {queue_s: 2}
 """
+MODEL = {"CHAT_MODEL": "openai:never-asked", "CHAT_BASE_URL": "http://127.0.0.1:9/v1", "CHAT_API_KEY": "unused"}
 LINE = {
     "job", "session", "tenant", "server", "tool", "attempt", "outcome", "error",
     "queue_ms", "acquire_ms", "tool_ms", "total_ms",
@@ -110,7 +111,7 @@ async def test_what_operators_see_of_jobs_that_ended_in_every_way(
     """One line for each job, the same numbers in the metrics, every metric that anybody asks for, and the commands of
     the runbook."""
     gateway = await cluster.start_gateway(SWEEP_PERIOD_S="0.2")
-    worker = await cluster.start_worker()
+    worker = await cluster.start_worker(**MODEL)
     async with connect(gateway.url, record=True) as session:
         async with asyncio.timeout(DEADLINE_S):
             ended = await end_jobs_in_every_way(session)
@@ -198,7 +199,7 @@ async def test_a_real_prometheus_evaluates_every_rule_and_panel_and_alerts_of_wh
 ) -> None:
     """Of a letter and a lost call, and of nothing else but the store, whose exporter is not here."""
     gateway = await cluster.start_gateway()
-    worker = await cluster.start_worker()
+    worker = await cluster.start_worker(**MODEL)
     targets = {"gateway": gateway.url.removeprefix("http://"), "worker": worker.url.removeprefix("http://")}
     async with run_prometheus(tmp_path, targets) as prometheus, connect(gateway.url, record=True) as session:
         assert (await session.run("fixture", "echo", {"text": "x"})).succeeded

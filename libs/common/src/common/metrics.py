@@ -101,3 +101,10 @@ def create_pool_labels(server: str, limit: int) -> None:
     for result in ("ready", "failed"):
         CONTAINER_BOOTS.labels(server, result)
     CONTAINER_BOOT_SECONDS.labels(server)
+
+
+def create_model_labels(model: str) -> None:
+    """What a worker counts of the model that answers its chat turns."""
+    for direction in ("input", "output"):
+        CHAT_TOKENS.labels(model, direction)
+    CHAT_MODEL_SECONDS.labels(model)

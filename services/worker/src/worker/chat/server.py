@@ -145,6 +145,8 @@ async def serve_chat(
 ) -> AsyncIterator[ChatServer]:
     """Serve turns while the context is open. Call `drain()` before leaving."""
     metrics.create_worker_labels(CHAT)
+    if model is not None:
+        metrics.create_model_labels(model.name)
     await patiently("setting up its queue", lambda: bus.ensure_server(CHAT, CLUSTER_TURNS))
     async with asyncio.TaskGroup() as tasks:
         server = ChatServer(bus, worker, runner, heartbeat, conversations, model, limits, tasks)

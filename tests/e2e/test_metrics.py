@@ -155,7 +155,8 @@ def check_counts(ended: Ended, samples: list[Sample]) -> None:
     assert total("job_queue_seconds_count") == total("job_tool_seconds_count") == jobs - 3
     assert total("jobs_retried_total", server="fixture") == 2
     assert total("dead_letters_total", server="fixture") == 1
-    assert total("container_calls_total", server="fixture") == 7
+    # Or more: a container may be found dead when a call is put to it, which goes to another one then.
+    assert total("container_calls_total", server="fixture") >= 7
     assert total("container_boots_total", result="ready") >= total("containers_limit", server="narrow") == 1
     assert total("service_ready") == 2
     assert total("conversation_plain_bytes_total") > total("conversation_stored_bytes_total") > 0

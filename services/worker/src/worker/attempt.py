@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-from common import tracing
+from common import metrics, tracing
 from common.bus import Bus
 from common.consumer import Delivery
 from common.ending import Ending
@@ -92,6 +92,8 @@ class Attempt:
         try:
             if self._held.cancelled.done():
                 raise CancelledBeforeStart
+            if self._number > self._job.first_attempt:
+                metrics.JOBS_RETRIED.labels(self._job.server).inc()
             begun = perf_counter()
             outbox = Outbox(
                 self._bus, self._job, self._journal, self._limits, self._bus.limits.resume_window_s / STARTED_REPEATS

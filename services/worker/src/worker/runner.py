@@ -166,8 +166,6 @@ class Runner:
 
     async def _start(self, step: Start, held: Held, rules: JobRules, take_place: TakePlace) -> Step | None:
         """Run one attempt to its end, and settle the job if it ended. Returns what follows otherwise."""
-        if step.attempt > held.job.first_attempt:
-            metrics.JOBS_RETRIED.labels(held.job.server).inc()
         attempt = Attempt(self._bus, self._worker, self._output_limits, held, step.attempt, step.last_seq)
         last = is_last(step.attempt, held.job.first_attempt)
         try:

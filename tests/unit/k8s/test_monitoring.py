@@ -104,3 +104,7 @@ def test_compose_gives_the_same_names_to_what_it_scrapes() -> None:
     assert {each["job_name"] for each in config["scrape_configs"]} == scraped(render(("prod", "monitoring"))).keys()
     assert asked <= {each["job_name"] for each in config["scrape_configs"]}
     assert config["rule_files"] == [f"/etc/prometheus/{RULES.name}"]
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    for mount in services["prometheus"]["volumes"] + services["grafana"]["volumes"]:
+        source, _, _ = mount.partition(":")
+        assert not source.startswith("./") or (ROOT / source).exists(), mount

@@ -59,7 +59,15 @@ async def begun(session: Session, server: str, tool: str, until: str, **argument
     raise AssertionError(f"{tool} ended without {until}")
 
 
+async def until_listed(session: Session) -> None:
+    """Returns when the gateway knows the tools: a worker tells them when it is ready already."""
+    async with asyncio.timeout(DEADLINE_S):
+        while any(server["status"] != "ready" for server in await session.servers()):
+            await asyncio.sleep(0.05)
+
+
 async def end_jobs_in_every_way(session: Session) -> Ended:
+    await until_listed(session)
     results = [
         # One after the other, as a container that ends takes all its calls with it.
         await session.run("fixture", "echo", {"text": "succeeds"}),
@@ -203,6 +211,7 @@ async def test_a_real_prometheus_evaluates_every_rule_and_panel_and_alerts_of_wh
     worker = await cluster.start_worker(**MODEL)
     targets = {"gateway": gateway.url.removeprefix("http://"), "worker": worker.url.removeprefix("http://")}
     async with run_prometheus(tmp_path, targets) as prometheus, connect(gateway.url, record=True) as session:
+        await until_listed(session)
         assert (await session.run("fixture", "echo", {"text": "x"})).succeeded
         assert (await session.run("fixture", "crash")).outcome == "outcome_unknown"
         assert (await session.run("fixture", "break_down", {"words": "x"})).outcome == "dead_lettered"

@@ -102,6 +102,10 @@ class Wire(asyncio.Protocol):
         elif opcode != _CLOSE:
             self._client.take(json.loads(payload))
 
+    def abort(self) -> None:
+        assert self.transport is not None
+        self.transport.abort()
+
     def send(self, message: dict[str, Any]) -> None:
         self._write(_TEXT, json.dumps(message).encode())
 
@@ -165,18 +169,22 @@ class LightClient:
         """
         loop = asyncio.get_running_loop()
         _, wire = await loop.create_connection(lambda: Wire(self), "127.0.0.1", port)
-        await wire.upgraded()
-        self._wire = wire
-        place = {"session": self.session, "epoch": self.epoch, "seq": self.seq} if self.session else {}
-        opened = await self.request("session/open", place)
+        try:
+            await wire.upgraded()
+            self._wire = wire
+            place = {"session": self.session, "epoch": self.epoch, "seq": self.seq} if self.session else {}
+            opened = await self.request("session/open", place)
+        except BaseException:
+            wire.abort()  # whoever gives up and comes again must not have two
+            raise
         if self.session is None:
             self.session, self.epoch, self.seq = opened["session"], opened["epoch"], opened["seq"]
         elif not opened["recovered"]:
             self.faults.append("the gateway no longer had what was missed")
 
     def disconnect(self) -> None:
-        if self._wire is not None and self._wire.transport is not None:
-            self._wire.transport.abort()
+        if self._wire is not None:
+            self._wire.abort()
 
     async def request(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         """

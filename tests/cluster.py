@@ -96,13 +96,14 @@ async def run_cluster(
     nats_url: str,
     docker_host: str,
     folder: Path,
-    servers: str,
+    servers: str | None,
     *,
     replicas: int = 1,
     lease_ttl_s: float = 3,
     artifact_store_bytes: int = Limits.artifact_store_bytes,
 ) -> AsyncIterator[Cluster]:
-    """The catalog is applied; services are started by the caller. On leaving no container may be left."""
+    """The catalog is applied, or the stored one stays; services are started by the caller. On leaving no container may
+    be left."""
     env = {
         "NATS_URL": nats_url,
         "NATS_REPLICAS": str(replicas),
@@ -121,7 +122,8 @@ async def run_cluster(
         lease_ttl_s=lease_ttl_s,
     )
     async with connect(settings, "test") as bus, open_docker_engine(docker_host) as engine:
-        await registry.apply(bus, catalog.parse(servers, "test"))
+        if servers is not None:
+            await registry.apply(bus, catalog.parse(servers, "test"))
         async with AsyncExitStack() as resources:
             cluster = Cluster(bus, engine, resources, folder, env)
             yield cluster

@@ -126,3 +126,21 @@ def test_our_images_have_the_names_that_skaffold_builds(overlay: str) -> None:
         "mcp-orchestrator/gateway",
         "mcp-orchestrator/worker",
     }
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_restore_runs_in_the_pod_of_the_backup(overlay: str) -> None:
+    """README.md puts another command into its first container: the script, the backups and the operator are there."""
+    objects = render((overlay,))
+    pod = dict(pods(objects))["nats-backup"]["spec"]
+    container = pod["containers"][0]
+    mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    scripts = one(objects, "ConfigMap", volumes[mounted["/scripts"]]["configMap"]["name"])["data"]
+    used = {variable["name"] for variable in container["env"]}
+
+    assert scripts == {path.name: path.read_text() for path in (K8S / "base/nats").glob("*.sh")}
+    assert "restore.sh" in scripts
+    assert volumes[mounted["/backups"]]["persistentVolumeClaim"]["claimName"] == "nats-backups"
+    assert {"NATS_URL", "NATS_USER", "NATS_PASSWORD"} <= used
+    assert "/spec/template/spec/containers/0/command" in (K8S / "README.md").read_text()

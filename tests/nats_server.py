@@ -32,8 +32,9 @@ def credentials(user: str) -> dict[str, str]:
 class NatsServer:
     """One server process; `stop()` and `start()` keep port and store, as an outage would."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, no_auth_user: str = "operator") -> None:
         self._folder = folder
+        self._no_auth_user = no_auth_user
         self._port = -1
         self.monitor_url = ""
         """Of its HTTP endpoints; another one after each start."""
@@ -62,7 +63,7 @@ class NatsServer:
             ports_file_dir: "{ports}"
             jetstream {{ store_dir: "{self._folder / "store"}", max_file_store: 24GB }}
             include ./authorization.conf
-            no_auth_user: operator
+            {f"no_auth_user: {self._no_auth_user}" if self._no_auth_user else ""}
             """
         )
         with (self._folder / "nats.log").open("ab") as log:
@@ -89,8 +90,9 @@ class NatsServer:
 
 
 @asynccontextmanager
-async def run_nats_server(folder: Path) -> AsyncIterator[NatsServer]:
-    server = NatsServer(folder)
+async def run_nats_server(folder: Path, *, no_auth_user: str = "operator") -> AsyncIterator[NatsServer]:
+    """Whoever gives no name is `no_auth_user`; refused where that is empty, as in production."""
+    server = NatsServer(folder, no_auth_user)
     try:
         await server.start()
         yield server

@@ -126,10 +126,9 @@ class Bus(DeadLetterLog):
         return accepted
 
     async def _store_job(self, job: Job, queued: Event, job_headers: dict[str, str]) -> Accepted:
-        queued_subject = subjects.queued_event(job.session, job.id)
         queued_headers = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: "0"}
         accepted = await self._publisher.send(subjects.jobs(job.server, job.session), job.encode(), job_headers)
-        stored = await self._publisher.send(queued_subject, queued.encode(), queued_headers)
+        stored = await self._publisher.send(subjects.queued_event(job.session, job.id), queued.encode(), queued_headers)
         seq = await self._seq_of_queued(stored, job)
         try:
             job_seq = await accepted.seq()
@@ -138,13 +137,20 @@ class Bus(DeadLetterLog):
             other = await self._next_in_queue(subjects.jobs(job.server, job.session), 0) if refused else None
             if other is not None and job_of(other) == job.id:
                 return Accepted(seq, other.seq or 0)  # a try whose answer was lost
-            await self._js.purge_stream(SESSIONS, subject=queued_subject)
+            await self._take_back(seq)
             if refused:
                 raise TurnInProgress(job_of(other) if other else "") from exc
             if exc.err_code == STORE_FULL:
                 raise QueueFull(job.server, self.limits.queue_limit, QUEUE_FULL_RETRY_S) from exc
             raise
         return Accepted(seq, job_seq)
+
+    async def _take_back(self, seq: int) -> None:
+        """Delete a refused job's `queued` event. Not by a purge, for whoever may purge may empty the stream."""
+        try:
+            await self._js.delete_msg(SESSIONS, seq)
+        except nats.js.errors.APIError:
+            return  # another try to accept the job was refused as well, and faster
 
     async def _seq_of_queued(self, stored: Acknowledgement, job: Job) -> int:
         try:
@@ -246,6 +252,7 @@ async def connect(settings: BusSettings, name: str) -> AsyncIterator[Bus]:
             servers=settings.nats_url.split(","),
             user=settings.nats_user or None,
             password=settings.nats_password.get_secret_value() or None,
+            inbox_prefix=subjects.inbox(settings.nats_user),
             name=name,
             error_cb=on_error,
             disconnected_cb=on_disconnected,

@@ -197,5 +197,10 @@ def idempotency_key(session: str, digest: str) -> str:
     return f"{session}.{digest}"
 
 
+def inbox(user: str) -> str:
+    """What the subjects begin with on which a user gets answers: nobody else may read them."""
+    return f"_INBOX_{user}" if user else "_INBOX"
+
+
 def micro_stats(service: str) -> str:
     return f"$SRV.STATS.{service}"

@@ -22,6 +22,7 @@ from common.catalog import Catalog, ServerSpec
 from common.schema import Event, Outcome, ToolListing, now_ms
 from gateway.server import listen, serve
 from gateway.settings import GatewaySettings, hash_key
+from tests.nats_server import login
 from tests.settled import settled
 
 DEADLINE_S = 20.0
@@ -263,7 +264,8 @@ class GatewayRig:
 
 
 def start_gateway(nats_url: str, tasks: asyncio.TaskGroup, **settings: Any) -> RunningGateway:
-    wanted = {"nats_url": nats_url, "api_keys": KEYS, "drain_timeout_s": 3.0, **settings}
+    """Logs in as gateways do; the tests' own connection is the operator's."""
+    wanted = {"nats_url": nats_url, **login("gateway"), "api_keys": KEYS, "drain_timeout_s": 3.0, **settings}
     listener = listen("127.0.0.1", 0)
     address = f"127.0.0.1:{listener.getsockname()[1]}"
     stop = asyncio.Event()

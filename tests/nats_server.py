@@ -14,6 +14,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from subprocess import DEVNULL
+from typing import Any
+
+from pydantic import SecretStr
 
 BINARY = Path(sys.executable).with_name("nats-server")
 START_TIMEOUT_S = 10.0
@@ -27,6 +30,12 @@ VIOLATION = "Violation"
 def credentials(user: str) -> dict[str, str]:
     """The environment in which a service logs in as `user`."""
     return {"NATS_USER": user, "NATS_PASSWORD": PASSWORDS[f"NATS_{user.upper()}_PASSWORD"]}
+
+
+def login(user: str) -> dict[str, Any]:
+    """The settings by which a service logs in as `user`."""
+    given = credentials(user)
+    return {"nats_user": given["NATS_USER"], "nats_password": SecretStr(given["NATS_PASSWORD"])}
 
 
 class NatsServer:

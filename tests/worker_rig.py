@@ -11,6 +11,7 @@ from common import catalog, registry, subjects
 from common.bus import Bus, connect
 from common.feed import StoredEvent
 from common.schema import Event, Job, ToolListing, now_ms
+from tests.nats_server import login
 from worker import app
 from worker.docker_engine import DockerEngine, open_docker_engine
 from worker.reaper import STORE_LABEL
@@ -135,13 +136,16 @@ class WorkerRig:
 
 @asynccontextmanager
 async def worker_rig(nats_url: str, docker_host: str, **settings: Any) -> AsyncIterator[WorkerRig]:
-    """On leaving, every worker drains; no container may be left then."""
+    """Workers log in as themselves, the test's own connection as the operator.
+
+    On leaving, every worker drains; no container may be left then.
+    """
     wanted = WorkerSettings(nats_url=nats_url, docker_host=docker_host, health_port=0, **settings)
     async with AsyncExitStack() as stack:
         bus = await stack.enter_async_context(connect(wanted, "test"))
         engine = await stack.enter_async_context(open_docker_engine(docker_host))
         async with asyncio.TaskGroup() as tasks:
-            rig = WorkerRig(bus, engine, wanted, tasks)
+            rig = WorkerRig(bus, engine, wanted.model_copy(update=login("worker")), tasks)
             try:
                 yield rig
             finally:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
+from pydantic import SecretStr
 
 from common import streams, subjects
-from common.bus import connect
+from common.bus import connect, user_of
 from common.settings import BusSettings
 from common.streams import Limits, bucket_stream, stream_configs
 from tests.nats_server import NatsServer, credentials, run_nats_server
@@ -265,12 +266,22 @@ async def test_nobody_comes_in_without_the_password(tmp_path: Path, given: dict[
     assert answer == b"-ERR 'Authorization Violation'\r\n"
 
 
+@pytest.mark.parametrize("in_url", [False, True])
 @pytest.mark.parametrize("user", SERVICES)
-async def test_answers_come_where_only_their_user_listens(server: NatsServer, user: str) -> None:
-    """The bus of a service connects, makes the streams, reads, and nothing of it is refused."""
-    given = credentials(user)
-    settings = BusSettings(nats_url=server.url, nats_user=user, nats_password=given["NATS_PASSWORD"])
+async def test_answers_come_where_only_their_user_listens(server: NatsServer, user: str, in_url: bool) -> None:
+    """The bus of a service connects, makes the streams, reads, and nothing of it is refused; also with its name in the
+    URL."""
+    password = credentials(user)["NATS_PASSWORD"]
+    if in_url:
+        settings = BusSettings(nats_url=server.url.replace("://", f"://{user}:{password}@"))
+    else:
+        settings = BusSettings(nats_url=server.url, nats_user=user, nats_password=SecretStr(password))
     async with connect(settings, "test") as bus:
         assert bus.client.new_inbox().startswith(f"_INBOX_{user}.")
         assert await bus.keeping(bus.limits)
     assert server.violations() == []
+
+
+def test_a_token_of_the_url_does_not_stand_in_subjects() -> None:
+    """It is no name, though it stands where names do."""
+    assert subjects.inbox(user_of(BusSettings(nats_url="nats://not-for-subjects@nats:4222"))) == "_INBOX"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import yaml
 
 from common.settings import BusSettings
 from gateway.settings import GatewaySettings
+from standalone.nats_server import BINARY
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +58,21 @@ def test_compose_gives_services_longer_to_end_than_their_drain_takes() -> None:
     for service in SERVICES:
         grace = int(COMPOSE["services"][service]["stop_grace_period"].removesuffix("s"))
         assert grace > SETTINGS[service].model_fields["drain_timeout_s"].default, service
+
+
+def test_compose_gives_nats_all_that_its_configuration_wants(tmp_path: Path) -> None:
+    """nats-server itself reads it, with the variables of the service and no others."""
+    service = COMPOSE["services"]["nats"]
+    for volume in service["volumes"]:
+        source, _, target = volume.partition(":")
+        if source.startswith("./"):
+            shutil.copy(ROOT / source, tmp_path / Path(target.removesuffix(":ro")).name)
+    env = dict.fromkeys(service["environment"], "secret")
+    done = subprocess.run(
+        [BINARY, "-t", "-c", tmp_path / "nats.conf"], env=env, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import nats
 import nats.errors
@@ -252,7 +253,7 @@ async def connect(settings: BusSettings, name: str) -> AsyncIterator[Bus]:
             servers=settings.nats_url.split(","),
             user=settings.nats_user or None,
             password=settings.nats_password.get_secret_value() or None,
-            inbox_prefix=subjects.inbox(settings.nats_user),
+            inbox_prefix=subjects.inbox(user_of(settings)),
             name=name,
             error_cb=on_error,
             disconnected_cb=on_disconnected,
@@ -281,6 +282,12 @@ async def connect(settings: BusSettings, name: str) -> AsyncIterator[Bus]:
                     await client.close()
         except (*CONNECTION_FAULTS, TimeoutError) as exc:
             _log.warning("NATS connection did not close cleanly", error=f"{type(exc).__name__}: {exc}")
+
+
+def user_of(settings: BusSettings) -> str:
+    """Who logs in. A name without a password in the URL is none, but a token: it may not stand in subjects."""
+    url = urlsplit(settings.nats_url.split(",")[0])
+    return settings.nats_user or (url.username or "" if url.password else "")
 
 
 async def _ensure_when_ready(bus: Bus) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import httpx
 
 from standalone.nats_server import BINARY
+from tests.nats_server import AUTHORIZATION, PASSWORDS, VIOLATION
 from tests.ports import free_port
 from tests.restartable import Restartable
 
@@ -35,6 +38,8 @@ cluster {{
   no_advertise: true
   routes: [{routes}]
 }}
+include {authorization}
+no_auth_user: operator
 """
 
 
@@ -47,11 +52,22 @@ class NatsNode(Restartable):
         self.monitor_port = free_port()
         self._config = folder / f"{name}.conf"
         self._store = folder / f"{name}.store"
-        super().__init__(name, [BINARY, "--config", self._config], folder=folder, stop_timeout_s=STOP_TIMEOUT_S)
+        super().__init__(
+            name,
+            [BINARY, "--config", self._config],
+            folder=folder,
+            stop_timeout_s=STOP_TIMEOUT_S,
+            env={**os.environ, **PASSWORDS},
+        )
 
     @property
     def url(self) -> str:
         return f"nats://127.0.0.1:{self.port}"
+
+    def violations(self) -> list[str]:
+        """What users tried that they may not, over all starts."""
+        logs = self._config.parent.glob(f"{self.name}.*.log")
+        return [line for log in logs for line in log.read_text().splitlines() if VIOLATION in line]
 
     def configure(self, nodes: list[NatsNode], sync_always: bool) -> None:
         config = CONFIG.format(
@@ -61,8 +77,10 @@ class NatsNode(Restartable):
             cluster_port=self.cluster_port,
             store=self._store,
             sync="sync_interval: always" if sync_always else "",
+            authorization=AUTHORIZATION.name,
             routes=", ".join(f'"nats-route://127.0.0.1:{node.cluster_port}"' for node in nodes),
         )
+        shutil.copy(AUTHORIZATION, self._config.parent)
         self._config.write_text(config)
 
 
@@ -108,6 +126,7 @@ class NatsCluster:
 async def run_nats_cluster(folder: Path, *, size: int = 3, sync_always: bool = False) -> AsyncIterator[NatsCluster]:
     """A cluster on loopback that keeps its stores, logs and configurations in `folder`; gone when the context ends.
 
+    Under the permissions of production: no service may have tried there what its user is not allowed.
     With `sync_always` every write is on the disk before it is acknowledged.
     """
     nodes = [NatsNode(f"nats-{number}", folder) for number in range(1, size + 1)]
@@ -119,6 +138,7 @@ async def run_nats_cluster(folder: Path, *, size: int = 3, sync_always: bool = F
             cluster = NatsCluster(nodes, probe)
             await cluster.wait_until_healthy()
             yield cluster
+        assert [line for node in nodes for line in node.violations()] == []
     finally:
         for node in nodes:
             await node.close()

@@ -24,6 +24,7 @@ from tests.chaos.ledger import RUNTIME, Ledger
 from tests.chaos.proxy import Proxy, run_proxy
 from tests.leftovers import processes_of_sessions
 from tests.nats_cluster import NatsCluster, run_nats_cluster
+from tests.nats_server import credentials
 from tests.ports import free_port
 from tests.restartable import Restartable
 
@@ -74,7 +75,13 @@ class Service(Restartable):
             [sys.executable, "-m", module],
             folder=folder,
             stop_timeout_s=STOP_TIMEOUT_S,
-            env={**os.environ, **env, **address, "NATS_URL": ",".join(f"nats://127.0.0.1:{p.port}" for p in links)},
+            env={
+                **os.environ,
+                **env,
+                **address,
+                **credentials(module),
+                "NATS_URL": ",".join(f"nats://127.0.0.1:{p.port}" for p in links),
+            },
         )
 
     async def wait_until_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nats.aio.client import Client
@@ -282,6 +283,19 @@ async def test_answers_come_where_only_their_user_listens(server: NatsServer, us
     assert server.violations() == []
 
 
-def test_a_token_of_the_url_does_not_stand_in_subjects() -> None:
-    """It is no name, though it stands where names do."""
-    assert subjects.inbox(user_of(BusSettings(nats_url="nats://not-for-subjects@nats:4222"))) == "_INBOX"
+@pytest.mark.parametrize(
+    ("given", "user"),
+    [
+        ({"nats_user": "gateway"}, "gateway"),
+        ({"nats_user": "gateway", "nats_url": "nats://other:secret@nats:4222"}, "gateway"),
+        ({"nats_url": "nats://gateway:secret@nats-0:4222,nats://gateway:secret@nats-1:4222"}, "gateway"),
+        ({}, ""),
+        ({"nats_url": "nats://a-token-is-a-secret@nats:4222"}, ""),
+        ({"nats_user": "any one"}, ""),
+        ({"nats_user": "*"}, ""),
+        ({"nats_user": "a.>"}, ""),
+    ],
+)
+def test_only_a_plain_name_of_a_user_stands_in_subjects(given: dict[str, Any], user: str) -> None:
+    """Neither a token nor what would make the subject another one."""
+    assert user_of(BusSettings(**given)) == user

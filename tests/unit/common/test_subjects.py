@@ -133,12 +133,3 @@ def test_the_keys_of_a_bucket_fall_under_its_stream() -> None:
     prefix = subjects.keys_of_bucket("leases").removesuffix(">")
 
     assert subjects.bucket_key("leases", subjects.lease_key("s1", "srv")) == f"{prefix}s1.srv"
-
-
-@pytest.mark.parametrize(
-    ("user", "prefix"),
-    [("gateway", "_INBOX_gateway"), ("", "_INBOX"), ("any one", "_INBOX"), ("*", "_INBOX"), ("a.>", "_INBOX")],
-)
-def test_answers_of_a_user_come_on_subjects_of_its_name(user: str, prefix: str) -> None:
-    """A name that is more than one plain token could make the subject another one, and is left out."""
-    assert subjects.inbox(user) == prefix

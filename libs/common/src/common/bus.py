@@ -285,9 +285,13 @@ async def connect(settings: BusSettings, name: str) -> AsyncIterator[Bus]:
 
 
 def user_of(settings: BusSettings) -> str:
-    """Who logs in. A name without a password in the URL is none, but a token: it may not stand in subjects."""
+    """Who logs in; empty for nobody, and for one whose name cannot stand in a subject.
+
+    A name without a password in the URL is none, but a token, which is a secret.
+    """
     url = urlsplit(settings.nats_url.split(",")[0])
-    return settings.nats_user or (url.username or "" if url.password else "")
+    user = settings.nats_user or (url.username or "" if url.password else "")
+    return user if subjects.TOKEN.match(user) else ""
 
 
 async def _ensure_when_ready(bus: Bus) -> None:

@@ -198,11 +198,8 @@ def idempotency_key(session: str, digest: str) -> str:
 
 
 def inbox(user: str) -> str:
-    """What the subjects begin with on which a user gets answers: nobody else may read them.
-
-    Nobody, or one whose name cannot stand in a subject, has them where everybody has who is not kept apart.
-    """
-    return f"_INBOX_{user}" if TOKEN.match(user) else "_INBOX"
+    """What the subjects begin with on which a user gets answers: nobody else may read them. Without one: anybody."""
+    return f"_INBOX_{user}" if user else "_INBOX"
 
 
 def micro_stats(service: str) -> str:

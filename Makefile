@@ -1,7 +1,7 @@
 # Two commands on a new machine: make setup, make demo. Everything else: make help
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup tools engine-up engine-down images images-tests fmt lint type test-unit test check demo up dev bench chaos clean
+.PHONY: help setup tools engine-up engine-down images images-tests fmt lint type test-unit test check demo up dev bench chaos rehearse-upgrade clean
 
 BIN := .venv/bin
 STAMP := .venv/.stamp
@@ -16,9 +16,11 @@ PYTEST_FLAGS ?=
 SECONDS ?= 600
 SEED ?= 1
 DURABILITY ?= process
+# The commit that a rehearsed upgrade starts from; empty is the one before this.
+OLD ?=
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## make .venv with all packages and tools
 $(STAMP): constraints.txt requirements-dev.txt $(PROJECTS)
@@ -53,7 +55,7 @@ test-unit: $(STAMP) ## run the fast tests, which need no Docker
 
 # Whole systems one after the other, as each fills the machine; then what needs no Docker, side by side.
 test: $(STAMP) tools ## run all tests
-	@$(WITH_ENGINE) sh -c '$(IMAGES) --with-tests && $(PYTEST) tests/integration tests/e2e tests/chaos $(PYTEST_FLAGS) && $(PYTEST) tests/unit tests/contract -n auto $(PYTEST_FLAGS)'
+	@$(WITH_ENGINE) sh -c '$(IMAGES) --with-tests && $(PYTEST) tests/integration tests/e2e tests/chaos tests/rehearsal $(PYTEST_FLAGS) && $(PYTEST) tests/unit tests/contract -n auto $(PYTEST_FLAGS)'
 
 check: lint type test ## everything that must pass before a commit
 
@@ -71,6 +73,9 @@ bench: $(STAMP) ## measure calls, output, conversations and ten thousand session
 
 chaos: $(STAMP) ## kill, freeze and cut everything under load, then count (SECONDS, SEED, DURABILITY)
 	@$(WITH_ENGINE) sh -c '$(IMAGES) --with-tests && exec $(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) --durability $(DURABILITY)'
+
+rehearse-upgrade: $(STAMP) ## roll gateways and workers to this code and back under load, then count (OLD)
+	@$(WITH_ENGINE) sh -c '$(IMAGES) --with-tests && exec $(BIN)/python -m tests.rehearsal $(if $(OLD),--old $(OLD))'
 
 clean: ## stop the engine and remove everything that was made
 	@scripts/engine.sh down --purge

@@ -51,18 +51,19 @@ class Cluster:
         self._count = 0
 
     async def start_gateway(self, **env: str) -> Service:
-        return await self._start("gateway", HOST="127.0.0.1", PORT="{port}", **env)
+        """At any port, or at that in `env`."""
+        return await self._start("gateway", "PORT", {"HOST": "127.0.0.1", **env})
 
     async def start_worker(self, **env: str) -> Service:
         """Returns when its pools are warm."""
-        return await self._start("worker", HEALTH_HOST="127.0.0.1", HEALTH_PORT="{port}", **env)
+        return await self._start("worker", "HEALTH_PORT", {"HEALTH_HOST": "127.0.0.1", **env})
 
-    async def _start(self, module: str, **env: str) -> Service:
+    async def _start(self, module: str, port_setting: str, env: dict[str, str]) -> Service:
         self._count += 1
         name = f"{module}-{self._count}"
-        with socket.create_server(("127.0.0.1", 0)) as free:
+        with socket.create_server(("127.0.0.1", int(env.get(port_setting, 0)))) as free:
             port: int = free.getsockname()[1]
-        given = {key: value.format(port=port) for key, value in env.items()}
+        given = {**env, port_setting: str(port)}
         child = await self._resources.enter_async_context(
             run_process(
                 name,

@@ -39,8 +39,12 @@ class WorkerRig:
         self._stops.append((stop, task))
         return task
 
+    def start_stopping(self, number: int = 0) -> None:
+        """SIGTERM's effect."""
+        self._stops[number][0].set()
+
     async def stop_worker(self, number: int = 0) -> None:
-        """SIGTERM's effect. Returns when the worker has drained."""
+        """Returns when the worker has drained."""
         stop, task = self._stops[number]
         stop.set()
         async with asyncio.timeout(DEADLINE_S):

@@ -123,6 +123,30 @@ async def test_the_session_is_told_when_its_state_was_lost_with_its_worker(rig: 
     assert events[-1].data["result"]["content"][0]["text"] == "1"
 
 
+async def test_a_draining_worker_gives_up_each_lease_when_nothing_of_it_runs_not_when_it_leaves(rig: WorkerRig) -> None:
+    """One session's long call holds up no other session: theirs go on with another worker, its own after the call."""
+    await rig.apply("servers: {kept: {image: mcp-orchestrator/fixture:local, scope: session}}")
+    rig.start_worker()
+    await rig.workers(1)
+    await rig.call("kept", "count", session="quiet")
+    await rig.call("kept", "count", session="busy")
+    running = await rig.enqueue("kept", "sleep", {"ms": 6_000}, session="busy")
+    behind_it = await rig.enqueue("kept", "count", session="busy")
+    await rig.until(running, "started")
+    rig.start_worker()
+    await rig.workers(2)
+    rig.start_stopping(0)
+    moved = await rig.events(await rig.enqueue("kept", "count", session="quiet"))
+    busy = await rig.events_of([running, behind_it])
+
+    starts = [next(event for event in events if event.type == "started") for events in (moved, busy[behind_it.id])]
+    assert [start.data["state_lost"] for start in starts] == [True, True]
+    assert len({start.data["worker"] for start in starts}) == 1
+    assert moved[-1].data["outcome"] == "succeeded"
+    assert moved[-1].time_ms < busy[running.id][-1].time_ms <= starts[1].time_ms
+    assert (busy[running.id][-1].data["outcome"], busy[running.id][-1].attempt) == ("succeeded", 1)
+
+
 async def test_a_worker_whose_containers_are_all_leased_is_ready(rig: WorkerRig) -> None:
     """It has no spare one and may make none: that is full, not cold."""
     await rig.apply(

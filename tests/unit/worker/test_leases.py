@@ -442,8 +442,8 @@ async def test_a_lease_that_is_given_up_is_free_and_remembered(nats_server: Nats
         assert (len(first.leases), len(second.leases)) == (0, 1)
 
 
-async def test_jobs_of_a_lease_that_is_given_up_go_back_to_the_queue(nats_server: NatsServer) -> None:
-    """What has not started may start elsewhere."""
+async def test_a_drain_hands_back_the_jobs_of_a_lease_and_keeps_it_while_one_runs(nats_server: NatsServer) -> None:
+    """What has not started may start elsewhere, but not beside what runs here."""
     async with holders(nats_server, "w-1") as [holder]:
         holder.let_run.clear()
         running, *waiting = await pulled(holder, 3)
@@ -451,13 +451,29 @@ async def test_jobs_of_a_lease_that_is_given_up_go_back_to_the_queue(nats_server
         assert await holder.begun.get() == running.job
         for delivery in waiting:
             await holder.leases.place(delivery)
-        await holder.leases.hand_back_parked()
+        await holder.leases.drain()
         async with holder.bus.consume_jobs(SERVER, lambda: 5) as consumer:
             iterator = aiter(consumer)
             again = [await anext(iterator) for _ in waiting]
+        assert len(holder.leases) == 1
         holder.let_run.set()
 
     assert [(delivery.job, delivery.deliveries) for delivery in again] == [(each.job, 2) for each in waiting]
+
+
+async def test_a_drain_gives_up_a_lease_of_which_nothing_runs(nats_server: NatsServer) -> None:
+    """Its session may go on elsewhere while other sessions' jobs end here."""
+    async with holders(nats_server, "w-1", "w-2") as [first, second]:
+        [one] = await pulled(first)
+        await first.leases.place(one)
+        await first.ran.get()
+        await first.leases.drain()
+        await until_lease(second.bus, lambda entry: entry.value is None)
+        [two] = await pulled(second)
+        await second.leases.place(two)
+
+        assert await second.ran.get() == two.job
+        assert (len(first.leases), len(second.leases)) == (0, 1)
 
 
 async def test_a_used_lease_is_renewed_and_an_idle_one_is_given_up(nats_server: NatsServer) -> None:

@@ -170,6 +170,7 @@ class Leases:
         self._acquire_timeout_s = acquire_timeout_s
         self._ttl_s = bus.limits.lease_ttl_s
         self._held: dict[str, tuple[Lease, asyncio.Task[None]]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -274,13 +275,18 @@ class Leases:
         # Another worker has it now. What runs here runs to its end, and its events are fenced as ever.
         _log.warning("lease lost", session=lease.session, server=self._server)
         del self._held[lease.session]
-        self._tasks.create_task(self._end(*held, purge=False))
+        self._end_soon(*held, purge=False)
 
     def give_up(self, session: str) -> None:
         """End a session's lease, if it is held here, as soon as what runs has ended."""
         held = self._held.pop(session, None)
         if held is not None:
-            self._tasks.create_task(self._end(*held, purge=True))
+            self._end_soon(*held, purge=True)
+
+    def _end_soon(self, lease: Lease, working: asyncio.Task[None], *, purge: bool) -> None:
+        ending = self._tasks.create_task(self._end(lease, working, purge=purge))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
 
     async def _end(self, lease: Lease, working: asyncio.Task[None], *, purge: bool) -> None:
         await lease.quiet.wait()
@@ -300,17 +306,26 @@ class Leases:
         for delivery in lease.unpark_all():
             await self._heartbeat.hand_back(delivery)
 
-    async def hand_back_parked(self) -> None:
-        """Drain: what has not started goes to another worker; what runs goes on."""
-        for lease, _ in self._held.values():
+    async def drain(self) -> None:
+        """What has not started goes to another worker, and so does each session of which nothing runs here.
+
+        Where something runs the lease is kept and renewed, so that the session's next job waits for it; it is for the
+        caller to give it up then.
+        """
+        for lease, _ in list(self._held.values()):
             await self._hand_back(lease)
+            if lease.quiet.is_set():
+                self.give_up(lease.session)
 
     async def close(self) -> None:
         """End every lease. Returns when their containers are given up and their keys are gone."""
+        # A group of its own: the server's may be failing, and start no task any more.
         async with asyncio.TaskGroup() as tasks:
             for held in self._held.values():
                 tasks.create_task(self._end(*held, purge=True))
         self._held.clear()
+        if self._ending:
+            await asyncio.wait(set(self._ending))
 
 
 def _holder(value: bytes | None) -> str | None:

@@ -208,6 +208,8 @@ class ServedServer:
             delivery = await lease.next_job(self._worker.bus)
             with lease.running(delivery):
                 await asyncio.wait({self._own(self._run_leased(delivery, lease))})
+            if self._draining:
+                self.leases.give_up(lease.session)  # nobody has to wait for the other sessions' jobs
 
     async def _run_leased(self, delivery: Delivery, lease: Lease) -> None:
         await self._worker.slots.take(self.name)
@@ -276,7 +278,7 @@ class ServedServer:
         self._draining = True
         if self._consumer is not None:
             self._consumer.stop_asking()
-        await self.leases.hand_back_parked()
+        await self.leases.drain()
         if self._jobs:
             _, late = await asyncio.wait(set(self._jobs), timeout=budget_s)
             for job in late:

@@ -14,14 +14,17 @@ from typing import Any
 
 import httpx
 import pytest
+from nats.aio.msg import Msg
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError
 
 from common import bus as common_bus
+from common import subjects
 from common.settings import BusSettings
 from gateway.settings import DEVELOPMENT_KEY
 from tests.gateway_rig import DEADLINE_S, GatewayRig, gateway_rig
 from tests.nats_server import NatsServer
+from tests.settled import settled
 
 KEY = {"Authorization": f"Bearer {DEVELOPMENT_KEY}"}
 
@@ -198,3 +201,39 @@ async def test_answers_that_are_owed_come_before_the_goodbye(nats_server: NatsSe
     assert answer["id"] == 1
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1012
+
+
+async def test_a_request_that_waits_for_its_turn_when_the_drain_begins_is_not_looked_at(
+    nats_server: NatsServer,
+) -> None:
+    """The client sends again what has no answer before a 1012: a call that was accepted would run twice."""
+    async with gateway_rig(nats_server.url) as rig:
+        gateway = await rig.start_gateway(max_requests_per_connection=1)
+        await rig.add_server()
+        asked = asyncio.Event()
+
+        async def hear(_: Msg) -> None:
+            asked.set()
+
+        await rig.bus.client.subscribe(subjects.micro_stats("worker"), cb=hear)
+        await settled(rig.bus)
+        async with gateway.socket() as socket:
+            await socket.until_status("math", "ready")
+            session = await socket.open()
+            call = {"session": session, "server": "math", "name": "add", "arguments": {"a": 1, "b": 2}}
+            # status/get waits 0.3 s for workers' answers, and has the only place.
+            await socket.send_request("first", "status/get")
+            await socket.send_request("second", "tools/call", **call)
+            async with asyncio.timeout(DEADLINE_S):
+                await asked.wait()
+            gateway.start_stopping()
+            answer = await socket.answer()
+            with pytest.raises(ConnectionClosedError) as closed:
+                await socket.answer()
+        await gateway.stop()
+        queued = await rig.queued("math")
+
+    assert answer["id"] == "first"
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1012
+    assert queued == 0

@@ -162,9 +162,11 @@ class WebSocketConnection:
 
     async def _read(self) -> None:
         while (message := await self._receive())["type"] == "websocket.receive":
-            if self._draining or self._closed:
-                continue
             await self._room.acquire()
+            # Looked at only now: the goodbye may have come while the request waited for its turn.
+            if self._draining or self._closed:
+                self._room.release()
+                continue
             text = message.get("text")
             task = self._tasks.create_task(self._answer(message["bytes"] if text is None else text))
             self._answering.add(task)

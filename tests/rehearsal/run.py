@@ -109,7 +109,9 @@ class Rehearsal:
         async with asyncio.TaskGroup() as going:
             for deployment in deployments:
                 going.create_task(deployment.down())
-        self._faults += [f"container left: {each}" for each in await cluster.containers()]
+        for container in await cluster.containers():
+            self._faults.append(f"container left: {container}")
+            await cluster.engine.remove(container)
         self._faults += [f"refused by NATS: {line}" for line in nats.violations()]
         return judge(
             Evidence(

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from common.catalog import Catalog, CatalogFault, ServerSpec, parse, read
+from common.catalog import Catalog, CatalogFault, ContainerLimits, ServerSpec, parse, read
 
 ROOT = Path(__file__).parents[3]
 
@@ -363,3 +363,28 @@ def test_a_tools_own_timeouts_come_before_its_servers() -> None:
     assert entry.shortest_queue_s == 5
     assert spec().heartbeat_ms("t") is None
     assert spec().shortest_queue_s == 600
+
+
+class LaterLimits(ContainerLimits):
+    """Those of a version that has one more."""
+
+    swap_mb: int = 0
+
+
+class LaterSpec(ServerSpec):
+    limits: LaterLimits = Field(default_factory=LaterLimits)
+
+
+def test_an_entry_has_the_fingerprint_that_the_versions_before_this_one_give_it() -> None:
+    """While both run, a gateway would have no tools from workers that come to another one."""
+    limits = {"memory_mb": 512, "cpus": 2, "pids": 32, "tmpfs_mb": 32, "files_mb": 32}
+    every = {"kind": "exec", "scope": "session", "command": ["a"], "env": {"A": "1"}, "secrets": {"T": "env:T"}}
+
+    assert spec(image="mcp-orchestrator/time:local").fingerprint == "d3e70a8c03f2259e"
+    assert spec(**every, image="x:1", network="n", runtime="runsc", limits=limits).fingerprint == "c6ba69a417e89feb"
+
+
+def test_a_limit_that_a_later_version_adds_is_in_the_fingerprint_where_it_is_set() -> None:
+    """Unset it leaves the entry what it was."""
+    assert LaterSpec(image="i").fingerprint == spec().fingerprint
+    assert LaterSpec(image="i", limits=LaterLimits(swap_mb=1)).fingerprint != spec().fingerprint

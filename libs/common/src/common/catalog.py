@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -42,6 +42,10 @@ class PoolSize(_Part):
         if self.min > self.max:
             raise ValueError(f"min ({self.min}) is above max ({self.max})")
         return self
+
+
+FIRST_LIMITS: Final = frozenset({"memory_mb", "cpus", "pids", "tmpfs_mb", "files_mb"})
+"""Always in an entry's fingerprint; a limit that came later is in it where it is set."""
 
 
 class ContainerLimits(_Part):
@@ -131,8 +135,14 @@ class ServerSpec(_Part):
 
     @property
     def fingerprint(self) -> str:
-        """Changes when containers of this entry would be other ones: then pools are rebuilt, listings renewed."""
+        """Changes when containers of this entry would be other ones: then pools are rebuilt, listings renewed.
+
+        Gateways and workers of two versions have to come to the same one: a gateway uses no listing of another.
+        """
         facts = self.model_dump(include={"kind", "image", "command", "env", "secrets", "limits", "network", "runtime"})
+        for name, field in type(self.limits).model_fields.items():
+            if name not in FIRST_LIMITS and facts["limits"][name] == field.default:
+                del facts["limits"][name]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def queue_s(self, tool: str) -> float:

@@ -1,15 +1,17 @@
-"""Several jobs, several workers: limits, leases, drain, and what is left behind."""
+"""Several jobs, several workers: limits, leases, readiness, and what is left behind."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
-from common import headers, subjects
+from common import headers, registry, subjects
 from common.catalog import ServerSpec
 from common.schema import DeadLetter, Event
+from common.streams import TOOLS_BUCKET
 from standalone.probe import wait_until_ready, why_not_ready
 from tests.nats_server import NatsServer
 from tests.ports import free_port
@@ -123,30 +125,6 @@ async def test_the_session_is_told_when_its_state_was_lost_with_its_worker(rig: 
     assert events[-1].data["result"]["content"][0]["text"] == "1"
 
 
-async def test_a_draining_worker_gives_up_each_lease_when_nothing_of_it_runs_not_when_it_leaves(rig: WorkerRig) -> None:
-    """One session's long call holds up no other session: theirs go on with another worker, its own after the call."""
-    await rig.apply("servers: {kept: {image: mcp-orchestrator/fixture:local, scope: session}}")
-    rig.start_worker()
-    await rig.workers(1)
-    await rig.call("kept", "count", session="quiet")
-    await rig.call("kept", "count", session="busy")
-    running = await rig.enqueue("kept", "sleep", {"ms": 6_000}, session="busy")
-    behind_it = await rig.enqueue("kept", "count", session="busy")
-    await rig.until(running, "started")
-    rig.start_worker()
-    await rig.workers(2)
-    rig.start_stopping(0)
-    moved = await rig.events(await rig.enqueue("kept", "count", session="quiet"))
-    busy = await rig.events_of([running, behind_it])
-
-    starts = [next(event for event in events if event.type == "started") for events in (moved, busy[behind_it.id])]
-    assert [start.data["state_lost"] for start in starts] == [True, True]
-    assert len({start.data["worker"] for start in starts}) == 1
-    assert moved[-1].data["outcome"] == "succeeded"
-    assert moved[-1].time_ms < busy[running.id][-1].time_ms <= starts[1].time_ms
-    assert (busy[running.id][-1].data["outcome"], busy[running.id][-1].attempt) == ("succeeded", 1)
-
-
 async def test_a_worker_whose_containers_are_all_leased_is_ready(rig: WorkerRig) -> None:
     """It has no spare one and may make none: that is full, not cold."""
     await rig.apply(
@@ -164,6 +142,31 @@ servers:
         while (await rig.workers(1))[0]["pools"][0]["leases"] == 0:
             continue
     assert await why_not_ready("127.0.0.1", port) == ""
+
+
+async def test_a_worker_is_ready_only_when_what_its_servers_offer_was_told(
+    rig: WorkerRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, gateways may refuse calls: in a rolling update the worker before it must not go yet."""
+    await rig.apply("servers: {shared: {image: mcp-orchestrator/fixture:local}}")
+    telling, let_tell = asyncio.Event(), asyncio.Event()
+    tell = registry.publish_listing
+
+    async def tell_when_let(*listing: Any) -> None:
+        telling.set()
+        await let_tell.wait()
+        await tell(*listing)
+
+    monkeypatch.setattr(registry, "publish_listing", tell_when_let)
+    port = free_port()
+    rig.start_worker(health_port=port)
+    async with asyncio.timeout(DEADLINE_S):
+        await telling.wait()
+    assert (await why_not_ready("127.0.0.1", port)) == "tools are not listed yet: shared"
+    let_tell.set()
+    await wait_until_ready("worker", "127.0.0.1", port, DEADLINE_S)
+
+    assert (await rig.bus.get(TOOLS_BUCKET, "shared")).value is not None
 
 
 async def test_a_worker_whose_calls_take_every_container_at_once_is_ready(rig: WorkerRig) -> None:
@@ -226,52 +229,6 @@ async def test_a_worker_tells_how_it_is_and_how_much_it_has_done(rig: WorkerRig)
     assert (told["jobs_ended"], told["not_ready"], told["draining"]) == (1, "", False)
     assert told["memory_bytes"] > 10 * 1024 * 1024
     assert 0 < told["uptime_s"] < DEADLINE_S
-
-
-async def test_drain_lets_a_running_job_end_and_hands_the_waiting_ones_to_another_worker(rig: WorkerRig) -> None:
-    """SIGTERM loses nothing and runs nothing twice."""
-    await rig.apply("servers: {shared: {image: mcp-orchestrator/fixture:local, concurrency: {per_worker: 1}}}")
-    rig.start_worker()
-    await rig.workers(1)
-    jobs = [await rig.enqueue("shared", "sleep", {"ms": 400}, session="s1") for _ in range(3)]
-    await rig.until(jobs[0], "started")
-    rig.start_worker()
-    await rig.stop_worker(0)
-    events = await rig.events_of(jobs)
-
-    assert [events[job.id][-1].data["outcome"] for job in jobs] == ["succeeded"] * 3
-    assert [events[job.id][-1].attempt for job in jobs] == [1, 1, 1]
-
-
-async def test_a_repeatable_job_cut_off_by_the_drain_budget_runs_again_elsewhere(rig: WorkerRig) -> None:
-    """Un-acknowledged, so the store delivers it again; the tool is read-only, so it may run again."""
-    await rig.apply("servers: {shared: {image: mcp-orchestrator/fixture:local}}")
-    rig.start_worker(drain_timeout_s=0.2)
-    await rig.workers(1)
-    job = await rig.enqueue("shared", "sleep", {"ms": 3000}, session="s1")
-    await rig.until(job, "started")
-    rig.start_worker()
-    await rig.stop_worker(0)
-    events = await rig.events(job)
-
-    assert events[-1].data["outcome"] == "succeeded"
-    assert events[-1].attempt == 2
-
-
-async def test_a_job_that_may_not_be_repeated_ends_with_its_outcome_unknown(rig: WorkerRig) -> None:
-    """`hang` has no hints: after its worker was cut off it is not run again."""
-    await rig.apply("servers: {shared: {image: mcp-orchestrator/fixture:local}}")
-    rig.start_worker(drain_timeout_s=0)
-    await rig.workers(1)
-    job = await rig.enqueue("shared", "hang", session="s1")
-    await rig.until(job, "started")
-    rig.start_worker()
-    await rig.stop_worker(0)
-    events = await rig.events(job)
-
-    assert events[-1].data["outcome"] == "outcome_unknown"
-    assert events[-1].data["error"]["retryable"] is False
-    assert [event.type for event in events] == ["queued", "started", "result"]
 
 
 @pytest.mark.parametrize(

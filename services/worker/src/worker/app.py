@@ -76,7 +76,10 @@ class WorkerApp:
         if self.chat is None:
             return "the queue of chat turns is not set up yet"
         cold = [name for name in self._stops if name not in self._served or not self._served[name].pool.warmed_up]
-        return f"pools are warming up: {', '.join(sorted(cold))}" if cold else ""
+        if cold:
+            return f"pools are warming up: {', '.join(sorted(cold))}"
+        untold = [name for name in self._stops if not self._served[name].offer_told]
+        return f"tools are not listed yet: {', '.join(sorted(untold))}" if untold else ""
 
     def containers(self) -> set[str]:
         """Ids of all that the pools hold."""

@@ -75,6 +75,8 @@ class ServedServer:
         self._tools: dict[str, dict[str, Any]] = {}
         self._offer_known = asyncio.Event()
         """Set once the server was asked what it offers: without the hints of its tools no repeat can be decided."""
+        self.offer_told = False
+        """What it offers, or why it does not work, was published."""
         self._jobs: set[asyncio.Task[None]] = set()
         self._placing = 0
         self._to_hand_back = 0
@@ -242,6 +244,7 @@ class ServedServer:
             try:
                 if listing.status == "ready" or not self._tools:
                     await registry.publish_listing(self._worker.bus, self.name, listing)
+                self.offer_told = True
                 if listing.status == "ready":
                     return
             except StoreUnavailable as exc:

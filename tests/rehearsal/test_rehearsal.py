@@ -11,7 +11,7 @@ from tests.rehearsal.run import Length, Rehearsal
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(150)]
 
-SHORT = Length(sessions=3, before_s=1, between_s=0.5, after_s=0.5)
+SHORT = Length(sessions=2, before_s=1, between_s=0, after_s=0)
 
 
 async def test_a_rolling_update_and_its_way_back_lose_nothing_and_fail_no_call(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from benchmarks.call import percentile
+from benchmarks.command import percentile
 
 from tests.rehearsal.deployment import Exit
 from tests.rehearsal.load import Call, Seen

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from nats.js.api import StreamInfo
 
 from client import connect
 from common.bus import connect as connect_to_bus
 from common.settings import BusSettings
 from tests.cluster import DEADLINE_S, run_cluster
+from tests.nats_cluster import run_nats_cluster
 from tests.nats_server import AUTHORIZATION, NatsServer, credentials, run_nats_server
 from tests.programs import program
 
@@ -77,9 +79,12 @@ async def other_server(tmp_path: Path) -> AsyncIterator[NatsServer]:
 
 async def stored(url: str) -> dict[str, int]:
     """How many messages each stream has; there is none that is missing here."""
+    return {each.config.name or "": each.state.messages for each in await streams(url)}
+
+
+async def streams(url: str) -> list[StreamInfo]:
     async with connect_to_bus(BusSettings(nats_url=url), "test") as bus:
-        streams = await bus.client.jetstream().streams_info()
-    return {each.config.name or "": each.state.messages for each in streams}
+        return await bus.client.jetstream().streams_info()
 
 
 @pytest.mark.docker
@@ -148,6 +153,25 @@ async def test_streams_that_exist_are_replaced_only_when_told(scripts: Scripts) 
     assert code == 0, output
     assert "removed KV_servers" in output
     assert (await stored(scripts.nats_url))["KV_servers"] == 1
+
+
+async def test_a_backup_of_three_servers_is_restored_to_one_with_one_copy(
+    scripts: Scripts, other_server: NatsServer, tmp_path: Path
+) -> None:
+    """The way from a cluster to one machine: without the number of copies the single server refuses it."""
+    async with run_nats_cluster(tmp_path) as cluster:
+        async with connect_to_bus(BusSettings(nats_url=cluster.url, nats_replicas=3), "test") as bus:
+            await bus.put("servers", "kept", b"{}")
+        folder = await Scripts(cluster.url, scripts.backups).backup()
+
+    alone = Scripts(other_server.url, scripts.backups)
+    code, output = await alone.run("restore.sh", folder)
+    assert code != 0, output
+    code, output = await alone.run("restore.sh", "--replace", folder, NATS_REPLICAS="1")
+    assert code == 0, output
+
+    assert (await stored(other_server.url))["KV_servers"] == 1
+    assert {each.config.num_replicas for each in await streams(other_server.url)} == {1}
 
 
 async def test_a_folder_that_is_no_whole_backup_is_refused_before_anything_is_removed(scripts: Scripts) -> None:

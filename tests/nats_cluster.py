@@ -85,7 +85,6 @@ class NatsNode(Restartable):
             authorization=AUTHORIZATION.name,
             routes=", ".join(f'"nats-route://127.0.0.1:{node.cluster_port}"' for node in nodes),
         )
-        shutil.copy(AUTHORIZATION, self._config.parent)
         self._config.write_text(config)
 
 
@@ -135,6 +134,8 @@ async def run_nats_cluster(folder: Path, *, size: int = 3, sync_always: bool = F
     With `sync_always` every write is on the disk before it is acknowledged.
     """
     nodes = [NatsNode(f"nats-{number}", folder) for number in range(1, size + 1)]
+    # Once, before any of them reads it.
+    shutil.copy(AUTHORIZATION, folder)
     try:
         for node in nodes:
             node.configure(nodes, sync_always)

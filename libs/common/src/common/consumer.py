@@ -191,7 +191,9 @@ class JobConsumer:
         # A pull ended. 408 says what it still owed; an ending that does not say ends all that we count on.
         self.credit = max(0, self.credit - int(fields.get(headers.PENDING_MESSAGES, self.credit)))
         if status != "408":
-            _log.info("pull ended", server=self._server, status=status, reason=fields.get(headers.DESCRIPTION, ""))
+            # nats-py takes the header behind a status without a text for its text.
+            reason = fields.get(headers.DESCRIPTION, "").split("\n")[0]
+            _log.info("pull ended", server=self._server, status=status, reason=reason)
             self._pause()
         self._wake.set()
 

@@ -36,7 +36,6 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "log_format": ("json", "json"),
     "event_loop": ("asyncio", "asyncio"),
     "garbage_collection": ("python", "python"),
-    "allocator": ("libc", "libc"),
     "memory_ceiling_mb": ("1500", 1500),
     "debug_memory": ("true", True),
     "worker_concurrency": ("3", 3),

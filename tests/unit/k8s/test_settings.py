@@ -23,7 +23,7 @@ GOOD_DEFAULTS = {
         max_jobs_in_flight max_request_bytes max_requests_per_connection max_sessions_per_connection max_upload_bytes
         ping_interval_s port queue_limit resume_window_s send_budget_bytes session_ttl_s stalled_client_s
         sweep_period_s tenant_burst tenant_rate
-        allocator debug_memory event_loop garbage_collection
+        debug_memory event_loop garbage_collection
     """,
     "worker": """
         ack_wait_s artifact_store_bytes artifact_threshold_bytes artifact_ttl_s chat_api_key_file chat_base_url
@@ -31,7 +31,7 @@ GOOD_DEFAULTS = {
         chat_request_timeout_s chat_result_chars chat_retries chat_system_prompt conversation_store_bytes
         enable_conversation_compression health_port lease_ttl_s log_level max_output_bytes queue_limit reap_period_s
         resume_window_s session_ttl_s stream_output_threshold_bytes
-        allocator debug_memory event_loop garbage_collection
+        debug_memory event_loop garbage_collection
     """,
 }
 """Settings whose default is right in a cluster too. Each other one must be set: a new setting is put here or there."""

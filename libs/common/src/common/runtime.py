@@ -1,16 +1,14 @@
-"""How the process of a service runs: its event loop, its allocator, its garbage collection, and how large it may get.
+"""How the process of a service runs: its event loop, its garbage collection, and how large it may get.
 
-Each setting can be had without, so that `python -m benchmarks.sessions` can measure what it is worth.
+Each setting can be had without, so that `python -m benchmarks.sessions` can measure what it is worth (docs/adr/0019).
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import os
 import signal
-import sys
 from collections import Counter
 from collections.abc import Coroutine
 from pathlib import Path
@@ -32,15 +30,7 @@ NEVER: Final = 1_000_000_000
 DOUBLED: Final = 2.0
 """So much larger than after the last full collection a process is before it has another one."""
 
-KEPT_BYTES: Final = 16 * 1024 * 1024
-"""Freed memory at the heap's end that is kept for the next buffers."""
-MAPPED_FROM_BYTES: Final = 4 * 1024 * 1024
-"""From this size on a buffer is the kernel's again as soon as it is freed."""
 TYPES_SHOWN: Final = 40
-
-# malloc.h of glibc
-_M_TRIM_THRESHOLD: Final = -1
-_M_MMAP_THRESHOLD: Final = -3
 
 
 class RuntimeSettings(BaseSettings):
@@ -53,8 +43,6 @@ class RuntimeSettings(BaseSettings):
     garbage_collection: Literal["frozen", "python"] = "frozen"
     """`frozen`: what has lived for a second is looked at again only when the process's memory has doubled; `python`: as
     the interpreter does it, which stops a gateway of 10,000 sessions for a second at a time."""
-    allocator: Literal["kept", "libc"] = "kept"
-    """`kept`: glibc keeps freed buffers for the next ones; `libc`: as the C library does by itself."""
     memory_ceiling_mb: int = Field(default=0, ge=0)
     """Resident MiB at which the process drains and ends, to be started anew by what supervises it; 0 is none."""
     debug_memory: bool = False
@@ -64,8 +52,6 @@ class RuntimeSettings(BaseSettings):
 def run(main: Coroutine[Any, Any, None], settings: RuntimeSettings | None = None) -> None:
     """Run a service until it returns; without settings, by those of the environment."""
     settings = settings or RuntimeSettings()
-    if settings.allocator == "kept":
-        keep_freed_memory()
     loop_factory = uvloop.new_event_loop if settings.event_loop == "uvloop" else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         _Keeper(runner.get_loop(), settings).wait()
@@ -121,19 +107,6 @@ class _Collector:
         self._resident = resident_bytes()
         took_ms = round((monotonic() - begun) * 1000)
         _log.debug("full collection", found=found, took_ms=took_ms, resident_mb=self._resident >> 20)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc not give every freed buffer back to the kernel: the next one would fault its pages in again.
-
-    Services move output in chunks of 128 KiB and batches of a MiB. Other C libraries are left as they are.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
-        mallopt(_M_MMAP_THRESHOLD, MAPPED_FROM_BYTES)
 
 
 def resident_bytes() -> int:

@@ -17,7 +17,7 @@ from tests.unit.k8s.rendering import K8S, ROOT, Case, case_id, cases, render
 OLDEST: Final = "1.34"
 """The first in which `preStop.sleep` needs no gate; sidecars need none since 1.33."""
 NEWEST: Final = "1.37"
-CRDS: Final = ROOT / ".tools" / "crds"
+CRDS: Final = ROOT / ".tools" / "schemas"
 OWN_KINDS: Final = frozenset(
     {"keda.sh", "gateway.networking.k8s.io", "monitoring.coreos.com", "external-secrets.io", "cert-manager.io"}
 )
@@ -104,7 +104,7 @@ def test_no_object_is_there_twice_and_all_are_in_the_namespace(case: Case) -> No
 def test_the_definitions_of_other_projects_are_here() -> None:
     """Their kinds are checked only with them."""
     if not custom_schemas():
-        pytest.skip(".tools/crds is empty: `make tools` fills it where Go is installed")
+        pytest.skip(".tools/schemas is empty: `make tools` fills it where Go is installed")
 
     assert {group(api_version) for api_version, _ in custom_schemas()} == OWN_KINDS
 
@@ -119,7 +119,7 @@ def test_a_field_that_no_schema_has_is_a_fault() -> None:
 def test_a_field_that_no_definition_has_is_a_fault() -> None:
     """Also deep in an object of another project's kind."""
     if not custom_schemas():
-        pytest.skip(".tools/crds is empty: `make tools` fills it where Go is installed")
+        pytest.skip(".tools/schemas is empty: `make tools` fills it where Go is installed")
     wrong = {
         "apiVersion": "keda.sh/v1alpha1",
         "kind": "ScaledObject",

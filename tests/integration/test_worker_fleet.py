@@ -144,6 +144,25 @@ servers:
     assert await why_not_ready("127.0.0.1", port) == ""
 
 
+async def test_a_server_that_cannot_be_served_is_told_and_keeps_no_worker_from_being_ready(rig: WorkerRig) -> None:
+    """Of a secret that is missing here: the other servers are as good as ever."""
+    await rig.apply(
+        """
+servers:
+  shared: {image: mcp-orchestrator/fixture:local}
+  secretive: {image: mcp-orchestrator/fixture:local, secrets: {TOKEN: "file:/nowhere"}}
+"""
+    )
+    port = free_port()
+    rig.start_worker(health_port=port)
+    await rig.listing("shared")
+    told = await rig.listing("secretive", status="failed")
+
+    assert told.reason == "secret TOKEN (file:/nowhere) cannot be read on the worker"
+    await wait_until_ready("worker", "127.0.0.1", port, DEADLINE_S)
+    assert (await rig.call("shared", "echo", {"text": "x"}, session="s1")).data["outcome"] == "succeeded"
+
+
 async def test_a_worker_is_ready_only_when_what_its_servers_offer_was_told(
     rig: WorkerRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,10 +75,12 @@ class WorkerApp:
             return "the catalog was not read yet"
         if self.chat is None:
             return "the queue of chat turns is not set up yet"
-        cold = [name for name in self._stops if name not in self._served or not self._served[name].pool.warmed_up]
+        # Of a server that cannot be served the task has ended: nothing is to be waited for.
+        coming = [name for name, (_, serving, _) in self._stops.items() if not serving.done()]
+        cold = [name for name in coming if name not in self._served or not self._served[name].pool.warmed_up]
         if cold:
             return f"pools are warming up: {', '.join(sorted(cold))}"
-        untold = [name for name in self._stops if not self._served[name].offer_told]
+        untold = [name for name in coming if not self._served[name].offer_told]
         return f"tools are not listed yet: {', '.join(sorted(untold))}" if untold else ""
 
     def containers(self) -> set[str]:
@@ -143,11 +145,21 @@ class WorkerApp:
         except* JobError as group:
             reason = "; ".join(str(exc) for exc in group.exceptions)
             _log.error("server cannot be served", server=name, why=reason)
-            listing = ToolListing(entry=spec.fingerprint, status="failed", reason=reason, time_ms=now_ms())
-            await registry.publish_listing(self._worker.bus, name, listing)
+            await self._tell_failed(name, spec, reason)
         finally:
             if served is not None:
                 self._serving.discard(served)
+
+    async def _tell_failed(self, name: str, spec: ServerSpec, reason: str) -> None:
+        """Until the store takes it or the worker drains: by it the gateways refuse calls."""
+        while self._budget is None:
+            listing = ToolListing(entry=spec.fingerprint, status="failed", reason=reason, time_ms=now_ms())
+            try:
+                await registry.publish_listing(self._worker.bus, name, listing)
+                return
+            except StoreUnavailable as exc:
+                _log.warning("listing not published, retrying", server=name, why=exc.message)
+            await asyncio.sleep(WATCH_RETRY_S)
 
     async def drain(self) -> None:
         """Returns when every server has drained and every container is gone."""

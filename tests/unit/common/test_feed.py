@@ -457,6 +457,24 @@ async def test_a_last_event_whose_live_message_reached_nobody_comes_all_the_same
     assert second[0] > first[0]
 
 
+async def test_a_feed_whose_time_to_look_came_while_its_reader_was_busy_looks_afterwards(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow client holds an event for longer than that, and the next one reaches nobody."""
+    monkeypatch.setattr(common.feed, "QUIET_MIN_S", 0.05)
+    async with reading(bus) as reader:
+        await store_events(bus, 1)
+        first = await reader.numbers(1)
+        await until(lambda: reader.feed._look_due)
+        for subscription in list(bus.client._subs.values()):
+            if subscription.subject == subjects.live_of_session(SESSION):
+                await subscription.unsubscribe()
+        await store_events(bus, 1, job="other")
+        second = await reader.numbers(1)
+
+    assert second[0] > first[0]
+
+
 async def test_an_accepted_job_of_which_no_event_comes_is_looked_for_soon(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,10 +109,11 @@ class SessionFeed:
                         self._heard(stored.event)
                         yield stored
                 continue
+            if self._look_due and not self._buffer:
+                await self._look()
+                continue
             live = await self._buffer.get()
             if live is None:
-                if self._look_due:
-                    await self._look()
                 continue
             seq, previous, data = live
             try:
